@@ -1,0 +1,1 @@
+"""Lightning callbacks: model selection, the metric log, cost meters, stop signals."""

@@ -1,0 +1,61 @@
+"""Cost meters: step time, memory, state, throughput."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lrx.nn.optim import state_bytes
+
+
+class Costs(pl.Callback):
+    """Measures every training batch from its start to its end, optimizer step included, waiting for data excluded.
+
+    ``seconds``: one figure per batch, kept in checkpoints so that a resumed run reports over all its batches.
+    ``peak_memory``: bytes; the device's peak allocation on a GPU, else the largest resident set of the process.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.examples = 0
+        self.state_bytes = 0
+        self.peak_memory = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._start)
+        self.examples += len(batch["index"])
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.state_bytes = state_bytes(trainer.optimizers[0])
+        if module.device.type == "cuda":
+            self.peak_memory = torch.cuda.max_memory_allocated()
+        else:
+            self.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def summary(self) -> dict[str, float]:
+        """Median step seconds, examples per second of training, optimizer-state bytes, peak memory bytes."""
+        total = sum(self.seconds)
+        return {
+            "median_step_seconds": statistics.median(self.seconds) if self.seconds else 0.0,
+            "examples_per_second": self.examples / total if total else 0.0,
+            "optimizer_state_bytes": self.state_bytes,
+            "peak_memory_bytes": self.peak_memory,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "examples": self.examples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.examples = list(state_dict["seconds"]), state_dict["examples"]

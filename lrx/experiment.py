@@ -1,0 +1,205 @@
+"""One run: task, model and method assembled into a Lightning module, trained, scored and recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from lrx import config as lrx_config
+from lrx import registry
+from lrx.environment import describe
+from lrx.errors import RunFailed, UserError
+from lrx.results.record import Part, RunRecord, record_path
+from lrx.results.summary import render
+from lrx.schema import Settings
+from lrx.tasks.base import Suite
+from lrx.trackers import Tracker, open_tracker
+from lrx.training import train_part
+
+
+def execute(settings: Settings, run_id: str) -> RunRecord:
+    """Carry out a validated run: train and record it, or with ``mode=eval`` score its stored weights again.
+
+    Whatever happens, a record says so. Raises ``UserError`` for what only the loaded model or data can show to be
+    wrong (no record is left), ``RunFailed`` when a run began and did not finish.
+    """
+    quiet_libraries()
+    if settings.trainer.threads is not None:
+        torch.set_num_threads(settings.trainer.threads)
+    folder = settings.paths.root / "runs" / run_id
+    with only_one(folder):
+        if settings.mode == "eval":
+            from lrx.rescore import rescore
+
+            return rescore(settings, run_id, folder)
+        return _train(settings, run_id, folder)
+
+
+def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
+    record = RunRecord(
+        run_id=run_id,
+        fingerprint=lrx_config.fingerprint(settings),
+        status="failed",
+        method=settings.method["name"],
+        model=settings.model["name"],
+        task=settings.task["name"],
+        scale=settings.scale.name,
+        source=str(settings.task.get("source", "")),
+        seed=settings.seed,
+        versions=lrx_config.versions(settings),
+        config=settings.model_dump(mode="json", exclude={"sweep"}),
+        environment=describe(),
+        started=_now(),
+    )
+    if settings.rerun == "all":
+        forget(folder)
+    started = time.monotonic()
+    tracker: Tracker | None = None
+    try:
+        parts = build_suite(settings).parts()
+        tracker = open_tracker(settings, run_id, folder)
+        record.environment["loggers"] = tracker.names
+        costs = []
+        for task in parts:
+            part, cost = train_part(task, settings, folder / task.name, tracker)
+            record.parts[task.name] = part
+            costs.append(cost)
+        record.cost = combine_costs(costs) | {"wall_seconds": time.monotonic() - started}
+        record.status = "finished"
+    except UserError:
+        raise
+    except RunFailed as failure:
+        record.status, record.message = failure.outcome, str(failure)  # type: ignore[assignment]
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        record.status = "out_of_memory"
+        record.message = f"out of memory: {_one_line(error)}; a smaller task.batch_size may help"
+        raise RunFailed(record.message, record.status) from error
+    except KeyboardInterrupt:
+        record.status, record.message = "interrupted", "interrupted; the same command goes on from the last checkpoint"
+        raise
+    except OSError as error:
+        if not settings_path_problem(error, settings.paths.root):
+            record.message = _one_line(error)
+            raise RunFailed(record.message) from error
+        raise UserError(f"cannot write {error.filename}: {error.strerror}; check paths.root and the disk") from error
+    except Exception as error:
+        import traceback
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        record.message = f"{type(error).__name__}: {_one_line(error)} (traceback: {folder / 'traceback.txt'})"
+        raise RunFailed(record.message) from error
+    finally:
+        failing = sys.exc_info()[1]
+        if tracker is not None:
+            tracker.close(success=record.status == "finished", record=record)
+        if is_rank_zero() and not isinstance(failing, UserError):
+            record.finished = _now()
+            record.save(settings.paths.root, overwrite=True)
+    print(render(record))
+    print(f"record: {record_path(settings.paths.root, run_id)}")
+    return record
+
+
+def build_suite(settings: Settings) -> Suite:
+    """The benchmark with the parts that the configuration chose."""
+    options = {key: value for key, value in settings.task.items() if key != "name"}
+    suite = registry.load("tasks", settings.task["name"])(**options)
+    assert isinstance(suite, Suite)
+    return suite
+
+
+def combine_costs(costs: list[dict[str, float]]) -> dict[str, float]:
+    """Costs of a run from those of its parts: sizes and peaks by their maximum, medians weighted by steps."""
+    combined: dict[str, float] = {}
+    for key in ("trainable_parameters", "adapter_parameters", "optimizer_state_bytes", "peak_memory_bytes"):
+        combined[key] = max(cost[key] for cost in costs)
+    steps = sum(cost["steps"] for cost in costs)
+    for key in ("median_step_seconds", "examples_per_second"):
+        combined[key] = sum(cost[key] * cost["steps"] for cost in costs) / steps if steps else 0.0
+    combined["train_seconds"] = sum(cost["train_seconds"] for cost in costs)
+    return combined
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the run folder's lock, which the system frees when the process ends however it ends.
+
+    Raises ``UserError`` when another process is running this very run or the folder cannot be written.
+    """
+    if not is_rank_zero():  # the other processes of one distributed run
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"this very run is already being run by another process (lock {folder / '.lock'}); wait for it, "
+            "or change something that matters, such as the seed"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another paths.root") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def forget(folder: Path) -> None:
+    """Remove what an earlier run left in ``folder``, so that ``rerun=all`` starts from nothing."""
+    import shutil
+
+    for child in folder.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != ".lock":
+            child.unlink()
+
+
+def is_rank_zero() -> bool:
+    """False in the helper processes that a distributed strategy starts."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+
+
+def settings_path_problem(error: OSError, root: Path) -> bool:
+    """Whether ``error`` is about a file below ``root`` or a full disk: the user's to mend, not a defect."""
+    import errno
+
+    inside = error.filename is not None and str(root) in str(error.filename)
+    return inside or error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+
+
+def quiet_libraries() -> None:
+    """Keep the terminal for the run: no banners, load reports or advice from the libraries underneath."""
+    import logging
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("pytorch_lightning", "lightning.pytorch", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Lightning advises to use more workers and a GPU; both are the configuration's to choose.
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
+    warnings.filterwarnings("ignore", message=r".*(LeafSpec|treespec).*")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,47 @@
+"""``python -m lrx export RECORD``: the trained weights of a run in PEFT's format, or merged into the backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from lrx.errors import UserError
+from lrx.experiment import build_suite, quiet_libraries
+from lrx.methods.export import to_merged, to_peft
+from lrx.results.record import read
+from lrx.schema import validate
+from lrx.training import assemble
+
+
+def export_record(path: Path, form: str, out: Path | None = None) -> list[Path]:
+    """Write each part of the run recorded at ``path`` below ``out`` (default: beside the run's weights).
+
+    ``form``: ``peft`` (``adapter_config.json`` + ``adapter_model.safetensors``) or ``merged`` (a transformers folder).
+    Returns the folders written. Raises ``UserError`` when the run is unfinished, its weights are gone, or the method
+    has no such form.
+    """
+    record = read(path)
+    if record.status != "finished":
+        raise UserError(f"{path}: the run is {record.status}; only a finished run can be exported")
+    quiet_libraries()
+    settings = validate(record.config)
+    run_folder = path.resolve().parent.parent / "runs" / record.run_id
+    written = []
+    for task in build_suite(settings).parts():
+        weights = run_folder / task.name / "adapter.safetensors"
+        if not weights.exists():
+            raise UserError(f"{weights} is missing; rerun=all trains it again")
+        backbone, method = assemble(task, settings)
+        if form == "peft" and method.peft_form is None:
+            raise UserError(f"method {record.method!r} is no plain LoRA, PEFT cannot load it; use --format merged")
+        if form == "merged" and not method.mergeable:
+            raise UserError(f"method {record.method!r} cannot be merged into plain weights")
+        method.load_adapter(backbone, load_file(weights))
+        folder = (out or run_folder / f"export-{form}") / task.name
+        if form == "peft":
+            to_peft(method, backbone, folder, str(settings.model.get("path") or settings.model["name"]))
+        else:
+            to_merged(method, backbone, folder)
+        written.append(folder)
+    return written

@@ -1,0 +1,110 @@
+"""The contract of a method: what a paper does to the weights or to the training.
+
+Every hook is optional, so that a paper's file holds only what the paper changes. A method takes plain keyword
+arguments; its constructor's signature is the schema of ``conf/method/<name>.yaml`` (read without importing torch), so
+annotate every argument with ``int``, ``float``, ``bool``, ``str``, ``Literal[...]``, ``list[...]``, ``tuple[...]`` or
+``X | None``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lrx.models.base import Backbone
+from lrx.nn.lowrank import Pair, lowrank_layers, pairs, replace_module
+
+Loss = Callable[[Backbone, dict[str, Any]], Tensor]
+
+
+class Method:
+    """Base of all methods. Subclasses are final: compose parts from ``lrx.nn`` instead of subclassing a method.
+
+    Declared facts (the contract tests check each of them for every method):
+
+    ``name``, ``version``: registry key; the version is part of a run's fingerprint, raise it when numbers change.
+    ``paper``: title, first author, year, identifier.
+    ``exact_at_init``: after ``adapt`` the outputs equal the backbone's.
+    ``mergeable``: ``merge`` folds the update into plain weights and leaves the outputs unchanged.
+    ``peft_form``: ``"lora"`` when the result is a plain LoRA that PEFT can load, else None.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    exact_at_init: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    peft_form: ClassVar[Literal["lora"] | None] = None
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Freeze, wrap or replace modules of ``backbone.net``. Random numbers come from ``generator`` only."""
+
+    def warm_start(self, backbone: Backbone, batches: Iterable[dict[str, Any]], loss: Loss) -> None:
+        """Data-driven initialisation from training batches, before the optimizer is built."""
+
+    def optimizer(self, backbone: Backbone) -> torch.optim.Optimizer:
+        """The optimizer over everything that is trained, the task head included. Learning rates are in its groups."""
+        raise NotImplementedError(f"{type(self).__name__} must build an optimizer")
+
+    def plan(self, backbone: Backbone, total_steps: int) -> None:
+        """Called once before training with the number of optimizer steps, for methods that follow a schedule."""
+
+    def penalty(self, backbone: Backbone) -> Tensor | None:
+        """A scalar added to the task's loss, or None."""
+        return None
+
+    def before_step(self, backbone: Backbone, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called with complete gradients (after accumulation), before clipping and the optimizer's step ``step``."""
+
+    def after_step(self, backbone: Backbone, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called after optimizer step ``step`` (0-based)."""
+
+    def merge(self, backbone: Backbone) -> None:
+        """Fold the update into plain weights. Outputs must not change. Here: every low-rank layer."""
+        for name, layer in list(lowrank_layers(backbone.net)):
+            replace_module(backbone.net, name, layer.merged())
+
+    def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Everything a trained backbone differs by from the pretrained one: trained parameters and their buffers."""
+        return {name: p.detach() for name, p in backbone.net.named_parameters() if p.requires_grad}
+
+    def load_adapter(self, backbone: Backbone, state: dict[str, Tensor]) -> None:
+        """Put ``adapter_state`` back into an adapted backbone. Raises ``ValueError`` naming keys that do not fit."""
+        own = dict(backbone.net.named_parameters()) | dict(backbone.net.named_buffers())
+        expected = set(self.adapter_state(backbone))
+        if missing := expected - set(state):
+            raise ValueError(f"adapter lacks {len(missing)} tensors, e.g. {sorted(missing)[0]!r}")
+        if unknown := set(state) - expected:
+            raise ValueError(f"adapter has {len(unknown)} unknown tensors, e.g. {sorted(unknown)[0]!r}")
+        for key, value in state.items():
+            if own[key].shape != value.shape:
+                raise ValueError(f"adapter tensor {key!r} is {tuple(value.shape)}, here {tuple(own[key].shape)}")
+        with torch.no_grad():
+            for key, value in state.items():
+                own[key].copy_(value)
+
+    def pairs(self, backbone: Backbone) -> list[Pair]:
+        """The factor pairs (W, B, A) this method trains; empty for methods that have none."""
+        return pairs(backbone.net)
+
+    # Cost formulas for one adapted m x n matrix, in elements. `lrx info` prints them, contract tests count them.
+
+    def trainable_per_matrix(self, m: int, n: int) -> int:
+        """Trained elements for one adapted (m, n) matrix."""
+        return 0
+
+    def state_per_matrix(self, m: int, n: int) -> int:
+        """Elements the optimizer keeps between steps for one adapted (m, n) matrix."""
+        return 0
+
+
+def split_trainable(backbone: Backbone) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
+    """(adapter parameters, head parameters), each as (name, parameter), trainable ones only."""
+    adapter, head = [], []
+    for name, p in backbone.net.named_parameters():
+        if p.requires_grad:
+            (head if backbone.in_head(name) else adapter).append((name, p))
+    return adapter, head

@@ -1,0 +1,83 @@
+"""What several methods share: checks of their options, attaching low-rank layers, adding the head to an optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrx.errors import UserError
+from lrx.methods.base import split_trainable
+from lrx.models.base import Backbone
+from lrx.nn.lowrank import LowRankLinear, replace_module
+from lrx.nn.optim import CompositeOptimizer, adamw
+from lrx.nn.targets import find_targets
+
+
+def require(holds: bool, key: str, value: Any, accepted: str) -> None:
+    """Raise ``UserError`` ``method.<key>=<value>: <accepted>`` unless ``holds``."""
+    if not holds:
+        raise UserError(f"method.{key}={value}: {accepted}")
+
+
+def check_training(lr: float, weight_decay: float, head_lr: float | None) -> None:
+    """The options that every method takes."""
+    require(0 < lr < math.inf, "lr", lr, "a learning rate must be positive and finite")
+    require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "a weight decay must not be negative")
+    if head_lr is not None:
+        require(0 < head_lr < math.inf, "head_lr", head_lr, "a learning rate must be positive and finite (null: lr)")
+
+
+def check_lowrank(rank: int, alpha: float, dropout: float) -> None:
+    """The options of every low-rank adapter."""
+    require(rank >= 1, "rank", rank, "the rank must be at least 1")
+    require(0 < alpha < math.inf, "alpha", alpha, "alpha must be positive and finite (the update is scaled by alpha/rank)")
+    require(0 <= dropout < 1, "dropout", dropout, "a dropout probability lies in [0, 1)")
+
+
+def check_beta(key: str, value: float) -> None:
+    require(0 <= value < 1, key, value, "an averaging coefficient lies in [0, 1)")
+
+
+def check_eps(value: float) -> None:
+    require(0 < value < math.inf, "eps", value, "must be positive: a zero gradient divides by it")
+
+
+def check_nonnegative(key: str, value: float) -> None:
+    require(0 <= value < math.inf, key, value, "must not be negative")
+
+
+def attach_lowrank(
+    backbone: Backbone,
+    generator: torch.Generator,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: str | list[str],
+) -> None:
+    """Freeze all but the head and put a ``LowRankLinear`` with scaling alpha/rank over each target.
+
+    Raises ``UserError`` when a target matches nothing or the rank exceeds a matched matrix.
+    """
+    targets = find_targets(backbone.net, target_modules, roles=backbone.roles, head=backbone.head)
+    for name, layer in targets.items():
+        m, n = layer.weight.shape
+        accepted = f"layer {name!r} is {m} x {n}, so the rank must lie in 1..{min(m, n)}"
+        require(rank <= min(m, n), "rank", rank, accepted)
+    backbone.freeze()
+    for name, layer in targets.items():
+        assert isinstance(layer, nn.Linear)
+        new = LowRankLinear(layer, rank, alpha / rank, dropout=dropout, generator=generator)
+        replace_module(backbone.net, name, new)
+
+
+def with_head(
+    parts: Sequence[torch.optim.Optimizer], backbone: Backbone, *, lr: float, weight_decay: float
+) -> CompositeOptimizer:
+    """``parts`` and an AdamW for the task head as one optimizer."""
+    _, head = split_trainable(backbone)
+    return CompositeOptimizer([*parts, adamw(head, lr=lr, weight_decay=weight_decay)] if head else list(parts))

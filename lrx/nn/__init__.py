@@ -1,0 +1,1 @@
+"""Mathematics that several papers share, as plain functions and modules."""

@@ -1,0 +1,79 @@
+"""Building optimizers: plain AdamW groups, and several optimizers behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class CompositeOptimizer(torch.optim.Optimizer):
+    """Several optimizers over disjoint parameters as one ``torch.optim.Optimizer``.
+
+    Lightning, learning-rate schedulers and checkpoints see one list of parameter groups and one state dict in
+    PyTorch's usual format. The parts share this object's ``state`` and group dictionaries, so a scheduler that writes
+    ``group["lr"]`` reaches the part that owns the group.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        groups = [group for part in self.parts for group in part.param_groups]
+        super().__init__(groups, defaults={})
+        self._sizes = [len(part.param_groups) for part in self.parts]
+        for part in self.parts:
+            self.state.update(part.state)
+        self._link()
+
+    def _link(self) -> None:
+        start = 0
+        for part, size in zip(self.parts, self._sizes, strict=True):
+            part.param_groups = self.param_groups[start : start + size]
+            part.state = self.state
+            start += size
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # replaces the groups and the state, so the parts must be linked again
+        self._link()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def adamw(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only: biases and norm weights (1-D tensors) are not decayed, as in the field."""
+    params = [p for _, p in named if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+    # Fused for speed only. Left on, this flag makes trainers skip unscaling, and refuse clipping, under float16 autocast.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of tensors the optimizer remembers between steps (moments, bases, ...), scalar counters left out."""
+    seen: set[int] = set()
+    total = 0
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and value.ndim > 0 and id(value) not in seen:
+                seen.add(id(value))
+                total += value.numel() * value.element_size()
+    return total

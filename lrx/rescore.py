@@ -1,0 +1,58 @@
+"""``mode=eval``: score the stored weights of a finished run again and hold the result against its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from lrx.errors import RunFailed, UserError
+from lrx.experiment import build_suite
+from lrx.modules.evaluate import score_split
+from lrx.results.record import RunRecord, read, record_path
+from lrx.schema import Settings
+from lrx.seeds import derive
+from lrx.tasks.base import Task
+from lrx.training import assemble
+
+
+def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
+    """Print each reported metric beside the record's. The record is not changed.
+
+    Raises ``UserError`` when there is no finished run to score, ``RunFailed`` when a metric is not the recorded one.
+    """
+    path = record_path(settings.paths.root, run_id)
+    if not path.exists():
+        raise UserError(f"mode=eval: no record {path}; train first: the same command without mode=eval")
+    record = read(path)
+    if record.status != "finished":
+        raise UserError(f"mode=eval: the run in {path} is {record.status}; finish it first with mode=train")
+    different = []
+    for task in build_suite(settings).parts():
+        scores = score_stored(task, settings, folder / task.name)
+        for split, metrics in scores.items():
+            for metric, value in metrics.items():
+                recorded = record.parts[task.name].metrics[split][metric]
+                same = value == recorded or (value != value and recorded != recorded)
+                print(f"  {task.name:<12} {split:<12} {metric} {value:.6f}   recorded {recorded:.6f}"
+                      f"{'' if same else '   DIFFERENT'}")  # fmt: skip
+                if not same:
+                    different.append(f"{task.name} {split} {metric}")
+    if different:
+        raise RunFailed(f"{len(different)} metrics differ from {path}: {', '.join(different[:3])}")
+    print(f"every metric equals the record {path}")
+    return record
+
+
+def score_stored(task: Task, settings: Settings, folder: Path) -> dict[str, dict[str, float]]:
+    """Metrics of the reported splits with the weights in ``folder/adapter.safetensors``."""
+    weights = folder / "adapter.safetensors"
+    if not weights.exists():
+        raise UserError(f"mode=eval: {weights} is missing; rerun=all trains it again")
+    backbone, method = assemble(task, settings)
+    task.bind(backbone, derive(settings.seed, "data"))
+    try:
+        method.load_adapter(backbone, load_file(weights))
+    except ValueError as error:
+        raise UserError(f"mode=eval: {weights} does not fit this run: {error}") from None
+    return {split: score_split(backbone, task, split, settings.trainer.precision) for split in task.reported}

@@ -1,0 +1,1 @@
+"""What came out of the runs: records, the tables and plots made of them, and the papers' claims. Imports no torch."""

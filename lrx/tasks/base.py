@@ -1,0 +1,73 @@
+"""The contract of a task. A benchmark (``Suite``) has one or more parts; each part (``Task``) is trained on its own.
+
+Splits have roles: ``train`` is trained on; ``select`` serves model selection (best checkpoint, early stopping,
+tuning); every split in ``reported`` is scored once, at the end. They are disjoint unless the task says that its
+protocol selects on the reported split (``selects_on_reported``), and then the record says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lrx.models.base import Backbone, Inputs, Outputs
+
+
+class Task(pl.LightningDataModule):
+    """One part of a benchmark, e.g. RTE of GLUE.
+
+    ``name``: the part's name in records and tables. ``primary``: the metric that selects models and fills a table's
+    cell; ``higher_is_better``: metric -> direction.
+    """
+
+    name: str
+    primary: str
+    higher_is_better: Mapping[str, bool]
+    inputs: Inputs
+    outputs: Outputs
+    reported: Sequence[str]
+    selects_on_reported: bool = False
+
+    def bind(self, backbone: Backbone, seed: int) -> None:
+        """Tokenise for this backbone; batch order becomes a pure function of (``seed``, epoch)."""
+        raise NotImplementedError
+
+    def size(self, split: str) -> int:
+        """Number of examples of a split (``train``, ``select`` or one of ``reported``); 0 if there is none."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:  # type: ignore[override]
+        """Training batches in the order of the epoch; resumable in mid-epoch (``lrx.data.loader``)."""
+        raise NotImplementedError
+
+    def eval_dataloader(self, split: str) -> DataLoader:
+        """Batches of a split in file order."""
+        raise NotImplementedError
+
+    def loss(self, backbone: Backbone, batch: dict[str, Any]) -> Tensor:
+        """Scalar training loss of a batch."""
+        raise NotImplementedError
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Model outputs (batch, size) -> predictions (batch,): class ids (int64) or values (float64)."""
+        raise NotImplementedError
+
+    def score(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        """The official metrics over a whole split, in float64."""
+        raise NotImplementedError
+
+
+class Suite:
+    """A benchmark as the command line names it: ``task=glue`` with the parts that ``task.subset`` chose."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def parts(self) -> list[Task]:
+        """The parts of this run, in order."""
+        raise NotImplementedError

@@ -1,0 +1,94 @@
+"""Experiment trackers: mirrors of a run's metrics. One that fails is dropped; the local files are the truth."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from lrx.results.record import RunRecord
+from lrx.schema import Settings
+
+
+@dataclass
+class Tracker:
+    """The open loggers of one run, shared by the trainings of its parts."""
+
+    loggers: list[Logger] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [type(logger).__name__ for logger in self.loggers]
+
+    def close(self, success: bool, record: RunRecord) -> None:
+        """Finish every logger in every outcome, with the final metrics in wandb's summary."""
+        for logger in self.loggers:
+            try:
+                if isinstance(logger, WandbLogger):
+                    run = logger.experiment
+                    for name, part in record.parts.items():
+                        for split, metrics in part.metrics.items():
+                            run.summary.update({f"{name}/{split}/{key}": value for key, value in metrics.items()})
+                    run.finish(exit_code=0 if success else 1)
+                else:
+                    logger.finalize("success" if success else "failed")
+            except Exception as error:  # a tracker must never cost a run its record
+                warn(type(logger).__name__, error)
+
+
+def open_tracker(settings: Settings, run_id: str, folder: Path) -> Tracker:
+    """The logger that ``logger=...`` asks for; with a warning none, when it cannot be opened."""
+    choice = settings.logger
+    try:
+        if choice.kind == "wandb":
+            return Tracker([_wandb(settings, run_id, folder)])
+        if choice.kind == "csv":
+            return Tracker([CSVLogger(str(folder), name="csv", version="")])
+        if choice.kind == "tensorboard":
+            return Tracker([TensorBoardLogger(str(folder), name="tensorboard", version="")])
+    except Exception as error:  # not installed, no space, no service: the run goes on without it
+        warn(choice.kind, error)
+    return Tracker()
+
+
+def _wandb(settings: Settings, run_id: str, folder: Path) -> Logger:
+    import wandb
+
+    choice = settings.logger
+    os.environ.setdefault("WANDB_SILENT", "true")
+    wandb_folder = folder / "wandb"
+    wandb_folder.mkdir(parents=True, exist_ok=True)
+    logger = WandbLogger(
+        name=run_id,
+        project=choice.project,
+        entity=choice.entity,
+        group=choice.group or (settings.sweep or {}).get("name") or settings.task["name"],
+        save_dir=str(wandb_folder.parent),
+        offline=not choice.online,
+        config=settings.model_dump(mode="json", exclude={"sweep", "paths"}),
+        settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True, disable_git=True),
+    )
+    _ = logger.experiment  # starts the run now, so that a failure is found here and not in the middle of training
+    return logger
+
+
+def warn(name: str, error: BaseException) -> None:
+    """One line on standard error."""
+    reason = " ".join(str(error).split())[:200]
+    print(f"warning: {name} is not available ({reason}); metrics.jsonl and the record are kept", file=sys.stderr)
+
+
+def mirror(loggers: list[Logger], values: dict[str, Any], step: int) -> list[Logger]:
+    """Send ``values`` to each logger; returns the loggers that took them."""
+    working = []
+    for logger in loggers:
+        try:
+            logger.log_metrics(values, step=step)
+            working.append(logger)
+        except Exception as error:
+            warn(type(logger).__name__, error)
+    return working

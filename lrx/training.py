@@ -1,0 +1,237 @@
+"""Training and scoring one part of a benchmark, resumable at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from safetensors.torch import load_file, save
+
+from lrx import registry
+from lrx.callbacks.costs import Costs
+from lrx.callbacks.metric_log import MetricLog
+from lrx.callbacks.selection import Selection
+from lrx.callbacks.stop import StopSignals
+from lrx.errors import UserError
+from lrx.methods.base import Method, split_trainable
+from lrx.models.base import Backbone
+from lrx.modules.evaluate import predict_split
+from lrx.modules.supervised import Schedule, Supervised
+from lrx.results.files import write_atomic
+from lrx.results.record import Part
+from lrx.schema import Settings
+from lrx.seeds import derive
+from lrx.tasks.base import Task
+from lrx.trackers import Tracker
+
+
+def assemble(task: Task, settings: Settings) -> tuple[Backbone, Method]:
+    """Build the backbone for ``task`` and let the method adapt it. Nothing is trained and no data is read yet."""
+    model = registry.load("models", settings.model["family"])(**_arguments(settings.model))
+    method = registry.load("methods", settings.method["name"])(**_arguments(settings.method))
+    backbone = model.build(task.inputs, task.outputs, derive(settings.seed, "model"))
+    method.adapt(backbone, torch.Generator().manual_seed(derive(settings.seed, "method")))
+    return backbone, method
+
+
+def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -> tuple[Part, dict[str, float]]:
+    """Train on ``task``, score its reported splits; (what the record keeps, costs).
+
+    ``folder`` receives checkpoints, ``metrics.jsonl``, ``adapter.safetensors`` (the reported weights), predictions
+    and at the end ``part.json``, whose presence means that this part is done.
+    """
+    done = folder / "part.json"
+    if done.exists():
+        stored = json.loads(done.read_text())
+        return Part(**stored["part"]), stored["cost"]
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone, method = assemble(task, settings)
+    task.bind(backbone, derive(settings.seed, "data"))
+    if not any(p.requires_grad for p in backbone.parameters()):
+        raise UserError(f"method={settings.method['name']} trains nothing of model={settings.model['name']}")
+    schedule = plan(task, settings)
+    module = Supervised(backbone, task, method, schedule, derive(settings.seed, "train"))
+    if schedule.steps:
+        method.warm_start(backbone, iter(task.train_dataloader()), task.loss)
+    adapter, head = split_trainable(backbone)
+    selection = Selection(
+        steps=evaluation_steps(schedule.steps, settings.trainer.evaluations),
+        split="select" if task.size("select") else None,
+        best_file=folder / "best.safetensors",
+        precision=settings.trainer.precision,
+        patience=settings.trainer.patience,
+    )
+    costs = Costs()
+    start = time.monotonic()
+    fit(module, task, settings, folder, [costs, selection], tracker)
+    train_seconds = time.monotonic() - start
+
+    part = score(module, task, settings, folder, selection)
+    cost = costs.summary() | {
+        "trainable_parameters": float(sum(p.numel() for _, p in adapter + head)),
+        "adapter_parameters": float(sum(p.numel() for _, p in adapter)),
+        "train_seconds": train_seconds,
+        "steps": float(part.steps),
+    }
+    write_atomic(done, json.dumps({"part": dataclasses.asdict(part), "cost": cost}, indent=1))
+    for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
+        checkpoint.unlink()  # the part is done; its weights are in adapter.safetensors
+    return part, cost
+
+
+def plan(task: Task, settings: Settings) -> Schedule:
+    """Number of optimizer steps and of warm-up steps."""
+    trainer = settings.trainer
+    if task.size("train") == 0:
+        raise UserError(f"task {task.name}: there is no training split here; mode=eval scores an already trained run")
+    limits = [] if trainer.max_steps is None else [trainer.max_steps]
+    if trainer.max_epochs is not None:
+        batches = len(task.train_dataloader())
+        limits.append(math.ceil(batches / trainer.accumulate) * trainer.max_epochs)
+    steps = min(limits)
+    return Schedule(trainer.schedule, steps, round(steps * trainer.warmup_ratio))
+
+
+def evaluation_steps(steps: int, count: int) -> set[int]:
+    """``count`` steps spread evenly over training, the last step among them."""
+    return {max(1, round(steps * k / count)) for k in range(1, count + 1)} if steps else set()
+
+
+def fit(
+    module: Supervised, task: Task, settings: Settings, folder: Path, meters: list[pl.Callback], tracker: Tracker
+) -> None:
+    """Run Lightning's trainer, from the newest readable checkpoint in ``folder`` if there is one."""
+    if module.schedule.steps == 0:
+        return
+    selection = next(m for m in meters if isinstance(m, Selection))
+    interactive = sys.stdout.isatty() if settings.callbacks.progress == "auto" else settings.callbacks.progress == "rich"
+    every = settings.logger.every_n_steps
+    log = MetricLog(folder / "metrics.jsonl", task.name, every, selection, tracker, verbose=not interactive)
+    checkpoints = folder / "checkpoints"
+    callbacks: list[pl.Callback] = [*meters, log, StopSignals(checkpoints), *snapshots(settings, checkpoints)]
+    if interactive:
+        callbacks.append(ProgressBar(task.name))
+    trainer = pl.Trainer(
+        accelerator=settings.trainer.accelerator,
+        devices=settings.trainer.devices,
+        strategy=settings.trainer.strategy,
+        precision=settings.trainer.precision,
+        max_steps=module.schedule.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.trainer.accumulate,
+        gradient_clip_val=settings.trainer.clip,
+        logger=False,
+        callbacks=callbacks,
+        enable_progress_bar=interactive,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder),
+    )
+    checkpoint = newest_readable(checkpoints)
+    if checkpoint is not None:
+        print(f"{task.name}: going on from {checkpoint.name}", flush=True)
+    trainer.fit(module, train_dataloaders=task.train_dataloader(), ckpt_path=checkpoint, weights_only=True)
+    module.backbone.to(trainer.strategy.root_device)
+
+
+def score(module: Supervised, task: Task, settings: Settings, folder: Path, selection: Selection) -> Part:
+    """Score the reported splits with the last weights and, where one was selected, with the best; keep the latter."""
+    backbone, method = module.backbone, module.method
+    precision = settings.trainer.precision
+    part = Part(
+        primary=task.primary,
+        higher_is_better=dict(task.higher_is_better),
+        reported=list(task.reported),
+        selects_on_reported=task.selects_on_reported,
+        steps=selection_steps(module, selection),
+        sizes={split: task.size(split) for split in ("train", "select", *task.reported) if task.size(split)},
+        notes=dict(getattr(task, "notes", {})),
+    )
+    predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
+    part.last = {split: task.score(*pair) for split, pair in predictions.items()}
+    if selection.last:
+        part.last["select"] = selection.last
+    part.metrics, part.best_step = dict(part.last), part.steps
+    if settings.trainer.select == "best" and selection.best_step >= 0 and selection.best_step != part.steps:
+        method.load_adapter(backbone, load_file(selection.best_file))
+        predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
+        part.metrics = {split: task.score(*pair) for split, pair in predictions.items()} | {"select": selection.best}
+        part.best_step = selection.best_step
+    selection.best_file.unlink(missing_ok=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
+    write_atomic(folder / "adapter.safetensors", save(state))
+    for split, (predicted, references) in predictions.items():
+        write_predictions(folder / f"predictions.{split}.csv", predicted, references)
+        part.predictions[split] = str(Path(folder.parent.parent.name, folder.parent.name, folder.name, f"predictions.{split}.csv"))
+    if settings.callbacks.submission and task.size("test") and "test" not in task.reported:
+        predicted, _ = predict_split(backbone, task, "test", precision)
+        write_predictions(folder / "predictions.test.csv", predicted, np.empty(0))
+    return part
+
+
+def selection_steps(module: Supervised, selection: Selection) -> int:
+    """Optimizer steps really taken: fewer than planned after early stopping."""
+    stopped = selection.patience is not None and selection.waited >= selection.patience and selection.history
+    return int(selection.history[-1]["step"]) if stopped else module.schedule.steps
+
+
+def write_predictions(path: Path, predictions: np.ndarray, references: np.ndarray) -> None:
+    """CSV with one line per item in file order: index, prediction, reference (empty for an unlabelled split)."""
+    labels = references.tolist() if len(references) else [""] * len(predictions)
+    rows = (f"{i},{p},{y}" for i, (p, y) in enumerate(zip(predictions.tolist(), labels, strict=True)))
+    write_atomic(path, "\n".join(["index,prediction,reference", *rows]) + "\n")
+
+
+def snapshots(settings: Settings, folder: Path) -> list[ModelCheckpoint]:
+    """Checkpoint callbacks that keep the newest two: if a kill or a bad disk ruins one, the other is there."""
+    choice = settings.callbacks.checkpoint
+    common: dict[str, Any] = {
+        "dirpath": folder, "monitor": "step", "mode": "max", "save_top_k": 2, "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }  # fmt: skip
+    made = []
+    if choice.every_seconds is not None:
+        interval = timedelta(seconds=choice.every_seconds)
+        made.append(ModelCheckpoint(filename="time-{step}", train_time_interval=interval, **common))
+    if choice.every_n_steps is not None:
+        made.append(ModelCheckpoint(filename="step-{step}", every_n_train_steps=choice.every_n_steps, **common))
+    return made
+
+
+def newest_readable(folder: Path) -> Path | None:
+    """The checkpoint with the most steps that can be read; unreadable ones are named and passed over."""
+    found = []
+    for path in folder.glob("*.ckpt"):
+        try:
+            found.append((torch.load(path, weights_only=True, map_location="cpu")["global_step"], path))
+        except Exception as error:  # torn by a kill, a full disk or another hand: any reason is the same here
+            print(f"warning: checkpoint {path} cannot be read ({type(error).__name__}); using an earlier one", flush=True)
+    return max(found)[1] if found else None
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar with the part's name and the loss, read only when the bar is redrawn."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(refresh_rate=5)
+        self.part = part
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, Supervised)
+        loss = float(pl_module.last_loss)
+        return {self.part: f"step {trainer.global_step}/{pl_module.schedule.steps}", "loss": f"{loss:.4f}"}
+
+
+def _arguments(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in {"name", "family"}}
