@@ -240,7 +240,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and cause.parent_node is not None:
         owner = getattr(cause.parent_node, "keys", list)()
         key = str(cause.full_key)
-        return f"{key}: no such key; {did_you_mean(key.rpartition('.')[2], map(str, owner))}"
+        names = [str(name) for name in owner]
+        if not names:  # a mapping that is filled freely, such as method.options
+            return f"{key}: not set yet; add it with a plus: +{key}=VALUE"
+        return f"{key}: no such key; {did_you_mean(key.rpartition('.')[2], names)}"
     if isinstance(error, OmegaConfBaseException | HydraException):
         text = _first_line(error)
         if match := re.match(r"Could not override '([^']+)'\.? ?No match in the defaults list", text):

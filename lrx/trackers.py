@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is first imported, which the next line does
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger  # noqa: E402
 
-from lrx.results.record import RunRecord
-from lrx.schema import Settings
+from lrx.results.record import RunRecord  # noqa: E402
+from lrx.schema import Settings  # noqa: E402
 
 
 @dataclass
@@ -59,7 +60,6 @@ def _wandb(settings: Settings, run_id: str, folder: Path) -> Logger:
     import wandb
 
     choice = settings.logger
-    os.environ.setdefault("WANDB_SILENT", "true")
     wandb_folder = folder / "wandb"
     wandb_folder.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(

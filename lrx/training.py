@@ -61,6 +61,7 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
         raise UserError(f"method={settings.method['name']} trains nothing of model={settings.model['name']}")
     schedule = plan(task, settings)
     module = Supervised(backbone, task, method, schedule, derive(settings.seed, "train"))
+    method.plan(backbone, schedule.steps)
     if schedule.steps:
         method.warm_start(backbone, iter(task.train_dataloader()), task.loss)
     adapter, head = split_trainable(backbone)
@@ -203,10 +204,21 @@ def snapshots(settings: Settings, folder: Path) -> list[ModelCheckpoint]:
     made = []
     if choice.every_seconds is not None:
         interval = timedelta(seconds=choice.every_seconds)
-        made.append(ModelCheckpoint(filename="time-{step}", train_time_interval=interval, **common))
+        made.append(Snapshot(filename="time-{step}", train_time_interval=interval, **common))
     if choice.every_n_steps is not None:
-        made.append(ModelCheckpoint(filename="step-{step}", every_n_train_steps=choice.every_n_steps, **common))
+        made.append(Snapshot(filename="step-{step}", every_n_train_steps=choice.every_n_steps, **common))
     return made
+
+
+class Snapshot(ModelCheckpoint):
+    """Saves after an optimizer step only: an open accumulation window is in no checkpoint and would be lost."""
+
+    _seen_step = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step != self._seen_step:
+            self._seen_step = trainer.global_step
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 def newest_readable(folder: Path) -> Path | None:

@@ -20,6 +20,7 @@ class StopSignals(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._signum: int | None = None
+        self._seen_step = -1
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
@@ -42,7 +43,9 @@ class StopSignals(pl.Callback):
         self._signum = signum
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        if self._signum is None:
+        took_a_step = trainer.global_step != self._seen_step
+        self._seen_step = trainer.global_step
+        if self._signum is None or not took_a_step:  # an open accumulation window would be lost
             return
         trainer.save_checkpoint(self.folder / "stopped.ckpt")
         name = signal.Signals(self._signum).name

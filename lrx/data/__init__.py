@@ -1,1 +1,1 @@
-"""How bytes arrive: embedded (a package's source archive), local files, the hub. Nothing here imports torch at start-up."""
+"""How bytes arrive: embedded (a package's source archive), local files, the hub. Only ``loader`` imports torch."""

@@ -18,6 +18,7 @@ punctuation apart), stay together. Texts are used as published, HTML entities in
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -68,7 +69,7 @@ SOURCES: dict[str, tuple[str, str, int, bool]] = {
 SUBTASKS = ("sentiment", "intensity", "domain")
 AMBIGUOUS_BELOW = 0.5  # leaves 10,072 of 10,605 film reviews, 49.6 % positive
 TEST, SELECT = 0.10, 0.05  # fractions of the groups
-CAPS = {"test": 1000, "select": 500}  # per sub-task; what is above a cap is not used at all, in particular not trained on
+CAPS = {"test": 1000, "select": 500}  # per sub-task; what is above a cap is not used at all
 COMMAND = "python -m lrx fetch"
 
 
@@ -210,11 +211,13 @@ def _download(temporary: Path) -> Path:
     """The source archive by pip, which checks its hash before it looks inside."""
     requirements = temporary / "requirements.txt"
     requirements.write_text(f"vaderSentiment==0.5 --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
+    # pip reads a source archive's metadata by its setup.py, for which it fetches setuptools where there is none
+    isolation = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
     command = [
-        sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps",
-        "--no-binary", ":all:", "--no-build-isolation", "--require-hashes",
-        "-r", str(requirements), "-d", str(temporary),
-    ]  # fmt: skip
+        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps"),
+        *("--no-binary", "vaderSentiment", *isolation, "--require-hashes"),
+        *("-r", str(requirements), "-d", str(temporary)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archive = temporary / ARCHIVE
     if not archive.is_file():

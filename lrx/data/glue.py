@@ -47,7 +47,8 @@ def check(task: Mapping[str, Any], mode: str = "train") -> None:
             for split in (*GLUE[name].reported, *(("train",) if mode != "eval" else ())):
                 _locate_for(task["data_dir"], GLUE[name], split)
     else:
-        needed = [(GLUE[name], split) for name in subsets for split in (*GLUE[name].reported, "train")]
+        splits = ("train",) if mode != "eval" else ()
+        needed = [(GLUE[name], split) for name in subsets for split in (*GLUE[name].reported, *splits)]
         hub.check(needed, task.get("revision"))
 
 

@@ -92,7 +92,7 @@ def read(path: Path, spec: Spec, split: str) -> Split:
     if missing := [name for name in needed if name not in header]:
         found = ", ".join(header)
         raise UserError(
-            f"{path}:1: no column {', '.join(missing)} in the header ({found[:120]}); is this {spec.name}'s {split} file?"
+            f"{path}:1: no column {', '.join(missing)} in the header ({found[:120]}); is it {spec.name}'s {split} file?"
         )
     places = [header.index(name) for name in spec.columns]
     label_place = header.index(spec.label) if labelled else None

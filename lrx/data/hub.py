@@ -50,7 +50,7 @@ def load(spec: Spec, split: str, revision: str | None = None) -> Split:
         table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
         columns: dict[str, Any] = table.to_dict()
     except Exception as error:  # the reader's errors have no common base
-        raise UserError(f"{path} is not readable as parquet ({type(error).__name__}); delete it and try again") from None
+        raise UserError(f"{path} is not readable as parquet ({type(error).__name__}); delete it and repeat") from None
     needed = (*spec.hub_columns, "label", "idx")
     if missing := [column for column in needed if column not in columns]:
         raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}")

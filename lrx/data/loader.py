@@ -2,7 +2,9 @@
 
 Lightning 2.6 stores no generator state and restarts an interrupted epoch at its beginning. Here the order of an epoch
 is a pure function of (seed, epoch), so nothing random has to be stored, and the loader's state is how many batches of
-which epoch were handed out; Lightning saves and restores it through ``state_dict`` / ``load_state_dict``.
+which epoch were handed out; Lightning saves and restores it through ``state_dict`` / ``load_state_dict``. A checkpoint
+has to be written while training runs: after a ``fit`` that ``max_steps`` ended inside an epoch, Lightning counts that
+epoch as finished and would go on with the next.
 """
 
 from __future__ import annotations
@@ -22,10 +24,18 @@ class EpochBatches(Sampler[list[int]]):
     The last batch may be smaller. ``start``: batches to leave out at the beginning, set by the loader before each pass
     (PyTorch may begin a pass more than once). With ``world`` processes, every one takes its ``rank``-th share of each
     batch of ``size * world`` positions; the order is filled up from its beginning so that all have equally many.
+
+    ``lengths``: tokens of each example; given, examples of similar length share a batch (less padding): the permutation
+    is cut into pools of ``POOL`` batches, each pool is sorted by length and cut into batches, and the batches of the
+    whole epoch are shuffled.
     """
 
-    def __init__(self, length: int, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.size, self.seed = length, size, seed
+    POOL = 50
+
+    def __init__(
+        self, length: int, size: int, seed: int, rank: int = 0, world: int = 1, lengths: Sequence[int] | None = None
+    ) -> None:
+        self.length, self.size, self.seed, self.lengths = length, size, seed, lengths
         self.rank, self.world = rank, world
         self.epoch = 0
         self.start = 0
@@ -42,8 +52,14 @@ class EpochBatches(Sampler[list[int]]):
         order = torch.randperm(self.length, generator=generator).tolist()
         order += order[: -len(order) % self.world]
         step = self.size * self.world
-        begin = self.start * step
-        return iter([order[i : i + step][self.rank :: self.world] for i in range(begin, len(order), step)])
+        if self.lengths is not None:
+            lengths, pool = self.lengths, self.POOL * step
+            pools = (order[i : i + pool] for i in range(0, len(order), pool))
+            order = [position for some in pools for position in sorted(some, key=lambda i: (lengths[i], i))]
+        batches = [order[i : i + step][self.rank :: self.world] for i in range(0, len(order), step)]
+        if self.lengths is not None:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter(batches[self.start :])
 
 
 class ResumableLoader(DataLoader[Any]):

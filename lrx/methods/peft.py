@@ -12,7 +12,7 @@ its importance scores and prunes to the budget; it needs the number of steps (``
 the optimizer's state, so that a resumed run prunes as an uninterrupted one.
 Departure from peft: layers are found by the rule that all methods share and handed to peft by their full names; the head
 is trained in place instead of through ``modules_to_save``.
-Cost per matrix: the tuner's; counted on a layer of that shape.
+Cost per matrix: the tuner's; counted on one layer of that shape (what a tuner shares between layers counts in full).
 """
 
 from __future__ import annotations
@@ -181,6 +181,8 @@ class Peft(Method):
                     state["kept"] = torch.tensor(config.rank_pattern[name], dtype=p.dtype, device=p.device).view(-1, 1)
 
     def merge(self, backbone: Backbone) -> None:
+        if not self.mergeable:
+            raise UserError(f"method.tuner={self.tuner}: peft cannot merge this tuner into plain weights")
         merge_peft_layers(backbone.net)
 
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
@@ -189,10 +191,11 @@ class Peft(Method):
         return {name: value.detach() for name, value in tensors.items() if name in trained or name in self._added}
 
     def trainable_per_matrix(self, m: int, n: int) -> int:
-        one = nn.Sequential()
-        one.add_module("layer", nn.Linear(n, m, bias=False))
-        one.requires_grad_(False)
+        """Counted on a linear layer without bias; IA3's second MLP layers, which scale their input, have n instead of m."""
         with torch.random.fork_rng(devices=[]):
+            one = nn.Sequential()
+            one.add_module("layer", nn.Linear(n, m, bias=False))
+            one.requires_grad_(False)
             self._inject(one, ["layer"], [])
         return sum(p.numel() for p in one.parameters() if p.requires_grad)
 
@@ -202,8 +205,10 @@ class Peft(Method):
 
     def _feedforward(self, backbone: Backbone, names: list[str] | None) -> list[str]:
         """For IA3: which targets scale their input, as that paper does in the second layer of an MLP."""
-        suffix = backbone.roles.get("mlp_out")
-        return [n for n in names or [] if suffix and (n == suffix or n.endswith("." + suffix))]
+        if "mlp_out" not in backbone.roles:
+            return []
+        second = find_targets(backbone.net, ["mlp_out"], roles=backbone.roles, head=backbone.head)
+        return [name for name in names or [] if name in second]
 
     def _inject(self, net: nn.Module, names: list[str] | None, feedforward: list[str]) -> Any:
         """Put the tuner's layers into ``net``; returns peft's tuner object. Raises ``UserError`` for what peft refuses."""

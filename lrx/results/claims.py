@@ -58,7 +58,8 @@ def _judge(sweep: Sweep, table: Table, claim: Claim) -> Judged:
     seeds = sorted(s for s in a.values.keys() & b.values.keys() if math.isfinite(a.values[s] + b.values[s]))
     text, published = _text(sweep, claim), _published(sweep, claim)
     if len(seeds) < 2:
-        return Judged(claim, text, "not enough evidence", f"seeds in pairs: {len(seeds)}, 2 needed", published, len(seeds))
+        statistic = f"seeds in pairs: {len(seeds)}, 2 needed"
+        return Judged(claim, text, "not enough evidence", statistic, published, len(seeds))
     if claim.kind == "cost_ratio":
         mean, low, high = (math.exp(x) for x in interval([math.log(a.values[s] / b.values[s]) for s in seeds]))
         verdict = _inside(low, high, -math.inf, claim.at_most)

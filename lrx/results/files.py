@@ -13,7 +13,7 @@ from pathlib import Path
 from lrx.errors import UserError
 
 # A temporary file names the process that writes it, so that whoever comes next can tell a live one from a dead one.
-_TEMPORARY = re.compile(r"^\..+\.(?P<host>[^@]*)@(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[\w-]*)@(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 _ANOTHER_HOST_IS_DEAD_AFTER = 24 * 3600.0
 
 
@@ -29,8 +29,7 @@ def write_atomic(path: Path | str, content: str | bytes, *, overwrite: bool = Tr
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    host = re.sub(r"[^\w-]", "-", socket.gethostname())
-    temporary = path.parent / f".{path.name[:80]}.{host}@{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary = path.parent / f".{path.name[:80]}.{_host()}@{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_temporary(path.parent)
@@ -65,12 +64,11 @@ def read_text(path: Path | str) -> str:
 
 def sweep_temporary(folder: Path) -> None:
     """Remove temporary files whose writer was killed. Files of live processes, and all others, stay."""
-    own_host = re.sub(r"[^\w-]", "-", socket.gethostname())
     with os.scandir(folder) as entries:
         left_over = [(entry, match) for entry in entries if (match := _TEMPORARY.match(entry.name))]
     for entry, match in left_over:
         with contextlib.suppress(OSError):  # another process may sweep at the same time
-            if match["host"] == own_host:
+            if match["host"] == _host():
                 dead = not _alive(int(match["pid"]))
             else:
                 dead = time.time() - entry.stat().st_mtime > _ANOTHER_HOST_IS_DEAD_AFTER
@@ -81,6 +79,10 @@ def sweep_temporary(folder: Path) -> None:
 def cannot(verb: str, path: Path | str, error: OSError) -> UserError:
     """The one-line form of an ``OSError``: ``cannot write results/records/x.json: Read-only file system``."""
     return UserError(f"cannot {verb} {path}: {error.strerror or error}")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname())[:60]
 
 
 def _link(temporary: Path, path: Path) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the marker tells rows apart in print.
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8C8C00"]
 _MARKERS = "osD^vPX*"
-_STYLE = {
+_WORDS: dict[str, Any] = {"color": "#555555", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -68,10 +69,10 @@ def parameters(sweep: Sweep, table: Table) -> Figure:
     drawn = [line for line in table.lines if sizes[line.row.key] and table.cell(line, column).n]
     for index, line in enumerate(table.lines):
         if line in drawn:
-            x = _side_by_side(line, drawn, sizes)
+            x, beside = _side_by_side(line, drawn, sizes)
             cell = table.cell(line, column)
             label = f"{line.row.label}: {sizes[line.row.key]:,.0f}"
-            axis.scatter([x] * cell.n, cell.finite, **_dots(index))
+            axis.scatter([beside] * cell.n, cell.finite, **_dots(index))
             axis.errorbar(x, cell.mean or 0.0, yerr=cell.std or 0.0, label=label, **_mark(index))
     axis.set_xscale("log")
     axis.set_xlabel("trainable parameters (methods of equal size side by side)")
@@ -81,7 +82,7 @@ def parameters(sweep: Sweep, table: Table) -> Figure:
         axis.xaxis.set_minor_locator(LogLocator(subs="auto", numticks=12))
         figure.legend(loc="outside right upper", frameon=False, title="trainable parameters")
     else:
-        axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes, color="#666666")
+        axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes, **_WORDS)
         axis.set_xticks([])
         axis.set_yticks([])
     axis.set_title(f"{sweep.title}: ours, scale {_scale(table)}", fontsize=10)
@@ -96,7 +97,7 @@ def _panel(axis: Axes, table: Table, column: Column) -> None:
             axis.errorbar(cell.mean, index + 0.14, xerr=cell.std or 0.0, **_mark(index))
         else:
             place, text = axis.get_yaxis_transform(), str(cell_text(cell, line, column.digits))
-            axis.text(0.03, index, text, ha="left", va="center", transform=place, color="#666666", fontsize=7)
+            axis.text(0.03, index, text, ha="left", va="center", transform=place, fontsize=7, **_WORDS)
     axis.set_yticks(range(len(table.lines)), [line.row.label for line in table.lines])
     axis.set_ylim(len(table.lines) - 0.4, -0.6)  # the first row on top, as in the table
     axis.margins(x=0.12)
@@ -119,14 +120,18 @@ def _colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
-def _side_by_side(line: Line, drawn: list[Line], sizes: dict[str, float | None]) -> float:
-    """The line's size, moved a little (on the logarithmic axis) when others are within a few percent of it."""
+def _side_by_side(line: Line, drawn: list[Line], sizes: dict[str, float | None]) -> tuple[float, float]:
+    """The line's size, moved a little (on the logarithmic axis) when others are within a few percent of it.
+
+    The second number is the place of the single seeds, to the left of the mean.
+    """
     own = sizes[line.row.key] or 1.0
     near = [other for other in drawn if abs(math.log((sizes[other.row.key] or 1.0) / own)) < 0.05]
     largest = max((sizes[other.row.key] or 1.0) for other in drawn)
     smallest = min((sizes[other.row.key] or 1.0) for other in drawn)
     step = max(0.02 * math.log(largest / smallest), 0.02)
-    return own * math.exp(step * (near.index(line) - (len(near) - 1) / 2))
+    place = step * (near.index(line) - (len(near) - 1) / 2)
+    return own * math.exp(place), own * math.exp(place - 0.4 * step)
 
 
 def _scale(table: Table) -> str:

@@ -1,7 +1,7 @@
 """A sweep file read as the description of one table: rows, columns, published numbers and claims.
 
 ``sweeps/<name>.yaml`` is at once a Hydra config (``python run.py +sweeps=<name>`` runs its grid) and, below its key
-``sweep``, the table that the grid's records fill. This module reads the second half; it imports neither torch nor Hydra.
+``sweep``, the table that the grid's records fill. This module reads the second half, without torch and without Hydra.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class Published(_Node):
         for row in self.rows:
             if len(row.values) != len(keys):
                 raise ValueError(f"{self.key}: row {row.label!r} has {len(row.values)} values, {len(keys)} expected")
-        if self.headline and self.headline not in keys:
-            raise ValueError(f"{self.key}: headline {self.headline!r} is no column; {did_you_mean(self.headline, keys)}")
+        if self.headline:
+            _known("column", self.headline, keys, f"{self.key}: headline")
         return self
 
     def value(self, row: str, column: str) -> float | None:

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lrx.errors import UserError
 from lrx.results import claims, render
-from lrx.results.collect import MISSING, OUTCOMES, Cell, Line, Table, join
+from lrx.results.collect import MISSING, OUTCOMES, Cell, Line, Table
 from lrx.results.files import write_atomic
-from lrx.results.record import Problem, read_all, read_bundle, read_folder, write_bundle
+from lrx.results.gather import Gathered, gather, save_bundle
 from lrx.results.render import Block, Document, Text
-from lrx.results.sweep import COSTS, Column, JobLike, Published, Sweep, load
+from lrx.results.sweep import COSTS, Column, Published, Sweep
 
-JobsOf = Callable[[str, Sequence[str]], Sequence[JobLike]]
+__all__ = ["document", "gather", "tidy_csv", "write"]
 
 _COST_SCALE = {
     "optimizer_state_bytes": (2.0**-20, 2),
@@ -30,73 +26,6 @@ _COST_SCALE = {
     "wall_seconds": (1.0, 0),
     "examples_per_second": (1.0, 0),
 }
-
-
-@dataclass(frozen=True)
-class SavedJob:
-    """A job as a bundle of records stores it, so that the table can be made again without composing the grid."""
-
-    overrides: list[str]
-    fingerprint: str
-    run_id: str
-    method: str
-    seed: int
-    config: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """A sweep with its table, the tables of ours at published scales (by the published table's key), and problems."""
-
-    sweep: Sweep
-    table: Table
-    at_published_scale: dict[str, Table] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-
-def gather(
-    name: str,
-    root: Path | str,
-    *,
-    records_from: Path | str | None = None,
-    overrides: Sequence[str] = (),
-    jobs_of: JobsOf | None = None,
-    folder: Path | None = None,
-) -> Gathered:
-    """Read a sweep and its records: those below ``root``, or those in ``records_from`` (a folder or a bundle).
-
-    ``overrides`` change the grid as they do on the command line of the run. ``jobs_of`` composes the grid (default:
-    ``lrx.launch.sweep_jobs``); a bundle that lists its own jobs needs none. ``folder``: where sweep files are.
-    """
-    sweep = load(name, folder)
-    header: dict[str, Any] = {}
-    if records_from is None:
-        records, problems = read_all(root)
-    elif Path(records_from).is_dir():
-        records, problems = read_folder(Path(records_from))
-    elif Path(records_from).exists():
-        header, records, problems = read_bundle(records_from)
-    else:
-        raise UserError(f"--records {records_from}: no such file or folder")
-    saved = header.get("jobs", {}) if header.get("sweep") == name and not overrides else {}
-    jobs_of = jobs_of or _compose
-
-    def jobs(key: str, extra: Sequence[str]) -> Sequence[JobLike]:
-        if key not in saved:
-            return jobs_of(name, [*overrides, *extra])
-        try:
-            return [SavedJob(**job) for job in saved[key]]
-        except TypeError as error:
-            raise UserError(f"{records_from}, line 1: broken list of jobs ({error})") from None
-
-    table = join(sweep.rows, sweep.columns, jobs("", ()), records)
-    others = {}
-    for published in sweep.published:
-        # Composing a second grid takes as long as the first; without a record of that scale it would stay empty.
-        if published.overrides and any(record.scale == published.scale for record in records):
-            columns = [column.as_ours() for column in published.columns if column.metric or column.mean_of]
-            others[published.key] = join(sweep.rows, columns, jobs(published.key, published.overrides), records)
-    return Gathered(sweep, table, others, problems)
 
 
 def document(data: Gathered) -> Document:
@@ -132,7 +61,7 @@ def scores_block(sweep: Sweep, table: Table, key: str = "scores", title: str = "
     sentences = [
         f"Scale {scale_of(table)}: {facts}.",
         sweep.setting if setting is None else setting,
-        f"Mean ± standard deviation over seeds {seeds}; in brackets n, the number of seeds that enter. Best mean in bold.",
+        f"Mean ± standard deviation over seeds {seeds}; in brackets n, how many of them enter. Best mean in bold.",
         *(f"{column.label}: {column.note.rstrip('.')}." for column in table.columns if column.note),
         sweep.tuning,
     ]
@@ -189,7 +118,8 @@ def claims_block(sweep: Sweep, table: Table) -> Block:
         "border, is not enough evidence."
     )
     header = ["claim", "origin", "published", f"ours (scale {scale_of(table)})", "verdict"]
-    return Block("claims", f"Claims, scale {scale_of(table)}", caption, header, rows, [], [0.25, 0.19, 0.18, 0.18, 0.11])
+    widths = [0.25, 0.19, 0.18, 0.18, 0.11]
+    return Block("claims", f"Claims, scale {scale_of(table)}", caption, header, rows, widths=widths)
 
 
 def cell_text(cell: Cell, line: Line, digits: int) -> Text:
@@ -202,7 +132,7 @@ def cell_text(cell: Cell, line: Line, digits: int) -> Text:
         return Text("not run") if set(line.outcomes()) <= {MISSING} else Text("none", f"({_outcomes(line)})")
     spread = f"± {cell.std:.{digits}f} " if cell.std is not None else ""
     excluded = f"; {cell.not_finite} NaN" if cell.not_finite else ""
-    return Text(f"{cell.mean:.{digits}f}", f"{spread}({cell.n}{excluded})")
+    return Text(_fixed(cell.mean, digits), f"{spread}({cell.n}{excluded})")
 
 
 def cost_text(line: Line, name: str) -> Text:
@@ -228,10 +158,9 @@ def tidy_csv(data: Gathered) -> str:
     """One line per method and column, ours and published told apart by ``kind``, ``scale`` and ``source``."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    outcomes = [status for status in OUTCOMES]
-    writer.writerow(
-        ["kind", "scale", "source", "method", "label", "column", "mean", "std", "n", "not_finite", "finished", *outcomes]
-    )
+    outcomes = list(OUTCOMES)
+    names = ["kind", "scale", "source", "method", "label", "column"]
+    writer.writerow([*names, "mean", "std", "n", "not_finite", "finished", *outcomes])
 
     def ours(table: Table) -> None:
         for line in table.lines:
@@ -264,25 +193,11 @@ def write(data: Gathered, folder: Path | str, *, plots: bool = True, save_record
     if plots:
         from lrx.results import plot
 
-        written += [write_atomic(folder / name, content) for name, content in plot.images(data.sweep, data.table).items()]
+        drawn = plot.images(data.sweep, data.table)
+        written += [write_atomic(folder / name, content) for name, content in drawn.items()]
     if save_records:
         written.append(save_bundle(data, folder / "records.jsonl"))
     return written
-
-
-def save_bundle(data: Gathered, path: Path) -> Path:
-    """The records behind a table and the jobs they answer, from which ``--records`` makes the same table again."""
-    tables = {"": data.table, **data.at_published_scale}
-    keys = ("overrides", "fingerprint", "run_id", "method", "seed", "config")
-    jobs = {key: [{k: getattr(job, k) for k in keys} for job in table.jobs()] for key, table in tables.items()}
-    records = {record.run_id: record for table in tables.values() for record in table.records()}
-    return write_bundle(path, records.values(), {"sweep": data.sweep.name, "jobs": jobs})
-
-
-def _compose(name: str, overrides: Sequence[str]) -> Sequence[JobLike]:
-    from lrx import launch
-
-    return launch.sweep_jobs(name, overrides)
 
 
 def _best(table: Table, column: Column) -> str:
@@ -291,7 +206,12 @@ def _best(table: Table, column: Column) -> str:
     means = [mean for line in table.lines if (mean := table.cell(line, column).mean) is not None]
     if direction is None or len(means) < 2:
         return ""
-    return f"{(max if direction else min)(means):.{column.digits}f}"
+    return _fixed((max if direction else min)(means), column.digits)
+
+
+def _fixed(number: float, digits: int) -> str:
+    """Fixed digits, with a minus sign instead of a hyphen."""
+    return f"{number:.{digits}f}".replace("-", claims.MINUS)
 
 
 def _outcomes(line: Line) -> str:

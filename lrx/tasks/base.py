@@ -46,7 +46,7 @@ class Task(pl.LightningDataModule):
         raise NotImplementedError
 
     def eval_dataloader(self, split: str) -> DataLoader:
-        """Batches of a split in file order."""
+        """Every example of a split once; ``index`` (batch,) in a batch is each one's place in the file order."""
         raise NotImplementedError
 
     def loss(self, backbone: Backbone, batch: dict[str, Any]) -> Tensor:

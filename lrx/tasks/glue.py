@@ -39,6 +39,7 @@ class Glue(Suite):
         subset: a sub-task or a list; None for all of ``embedded``, all found in ``data_dir``, or on the hub the eight
             that papers average.
         batch_size, eval_batch_size: examples per batch and process.
+        group_by_length: examples of similar length share a training batch, which saves padding.
         max_length: tokens of an example; longer ones are cut and counted in ``Task.notes``.
         holdout: share of the training split kept for model selection, at most 2,000 examples; 0 selects on the
             reported split.
@@ -60,6 +61,7 @@ class Glue(Suite):
         subset: str | list[str] | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 128,
+        group_by_length: bool = False,
         max_length: int = 128,
         holdout: float = 0.1,
         train_limit: int | None = None,
@@ -74,6 +76,7 @@ class Glue(Suite):
             "subset": subset,
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
+            "group_by_length": group_by_length,
             "max_length": max_length,
             "holdout": holdout,
             "train_limit": train_limit,
@@ -146,7 +149,7 @@ class GlueTask(Task):
         else:
             found = {name: glue.load(options, self.name, name)}
         for key, split in found.items():
-            most = options["train_limit"] if key == "train" else None if key in self.unlabelled else options["eval_limit"]
+            most = None if key in self.unlabelled else options["train_limit" if key == "train" else "eval_limit"]
             self._splits[key] = limit(split, most)
             self.notes.update({f"{key}.{what}": count for what, count in split.notes.items()})
 
@@ -171,7 +174,8 @@ class GlueTask(Task):
         encoded = self._tokens("train")
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        batches = EpochBatches(len(encoded), self.options["batch_size"], self._seed, rank, world)
+        lengths = encoded.lengths if self.options["group_by_length"] else None
+        batches = EpochBatches(len(encoded), self.options["batch_size"], self._seed, rank, world, lengths)
         return ResumableLoader(Positions(len(encoded), encoded.collate), batches, self.options["workers"])
 
     def eval_dataloader(self, split: str) -> DataLoader:

@@ -121,6 +121,9 @@ class Collected(Metric):
     def __init__(self, function: Callable[[NDArray[Any], NDArray[Any]], Any], **options: Any) -> None:
         super().__init__(**options)
         self.function = function
+        self.predictions: list[Tensor]
+        self.references: list[Tensor]
+        self.positions: list[Tensor]
         for state in ("predictions", "references", "positions"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 

@@ -34,7 +34,7 @@ class Encoded:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
-        return np.diff(self.offsets).tolist()
+        return [int(size) for size in np.diff(self.offsets)]
 
     def collate(self, positions: list[int]) -> dict[str, Tensor]:
         """A batch padded to its longest example.

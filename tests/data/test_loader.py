@@ -146,8 +146,8 @@ def test_resumed_from_an_epochs_end(tmp_path, whole, batches):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("steps", [7, 10, 15])
-def test_resumed_after_max_steps(tmp_path, whole, steps):
+def test_resumed_after_max_steps_at_an_epochs_end(tmp_path, whole):
+    steps = PER_EPOCH
     path = str(tmp_path / "toy.ckpt")
     fit(0, 1, max_steps=steps).last_trainer.save_checkpoint(path)
     resumed = fit(0, 1, resume=path)
@@ -193,3 +193,25 @@ def test_evaluation_batches_cover_everything_once_longest_first():
     lengths = [3, 9, 1, 9, 5]
     batches = list(Batches(lengths, 2))
     assert batches == [[1, 3], [4, 0], [2]]
+
+
+def test_grouping_by_length_keeps_every_example_and_stays_a_function_of_seed_and_epoch() -> None:
+    lengths = torch.randint(3, 60, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def epoch(number: int, seed: int = 5) -> list[list[int]]:
+        batches = EpochBatches(1000, 8, seed, lengths=lengths)
+        batches.set_epoch(number)
+        return list(batches)
+
+    assert sorted(position for batch in epoch(0) for position in batch) == list(range(1000))
+    assert epoch(1) == epoch(1)
+    assert epoch(1) != epoch(0)
+    assert epoch(1, seed=6) != epoch(1)
+    spread = max(max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in epoch(0))
+    assert spread < 20  # an ungrouped batch of 8 spreads over about 45
+    longest = [max(lengths[i] for i in batch) for batch in epoch(0)]
+    assert longest != sorted(longest)  # lengths do not grow over the epoch
+
+    late = EpochBatches(1000, 8, 5, lengths=lengths)
+    late.start = 7
+    assert list(late) == epoch(0)[7:]

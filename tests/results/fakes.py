@@ -67,7 +67,7 @@ def record_of(job: FakeJob, status: Status = "finished", message: str = "", shif
         }.items():
             found = {metric: level + noise.gauss(0, 0.003) for metric in metrics}
             splits = {"select": {m: v + 0.01 for m, v in found.items()}, "test": found}
-            directions = {metric: True for metric in metrics}
+            directions = dict.fromkeys(metrics, True)
             parts[name] = Part(metrics[0], directions, metrics=splits, last=splits, reported=["test"], steps=300)
     return RunRecord(
         run_id=job.run_id,

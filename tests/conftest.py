@@ -1,0 +1,57 @@
+"""Shared fixtures. Tests use one computing thread: two run at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Result:
+    """What a command printed and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n--- out\n{self.out}\n--- err\n{self.err}"
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run ``run.py``'s entry in this process: ``cli("method=lora", ...) -> Result``."""
+
+    def call(*arguments: str) -> Result:
+        from lrx.launch import main
+
+        monkeypatch.chdir(ROOT)
+        capfd.readouterr()
+        code = main(list(arguments))
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+def command(*arguments: str, cwd: Path = ROOT, timeout: float = 120, env: dict[str, str] | None = None) -> Result:
+    """Run ``python ARGUMENTS`` as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+        env={**os.environ, **(env or {})}, check=False,
+    )  # fmt: skip
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def smoke(tmp_path: Path) -> list[str]:
+    """Overrides of a run that takes seconds and writes below ``tmp_path``."""
+    return ["scale=smoke", "task.subset=sentiment", "logger=none", f"paths.root={tmp_path}"]
