@@ -54,7 +54,12 @@ class Fixed(Task):
             ids = torch.randint(1000, 20000, (batch, length), generator=generator)
             labels = torch.randint(0, 2, (batch,), generator=generator)
             self.batches.append(
-                {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "index": torch.full((batch,), i)}
+                {
+                    "input_ids": ids,
+                    "attention_mask": torch.ones_like(ids),
+                    "labels": labels,
+                    "index": torch.full((batch,), i),
+                }
             )
 
     def train_dataloader(self) -> Any:
@@ -97,7 +102,9 @@ class Side:
         self.count += 1
 
 
-def race(first: Callable[[dict[str, Any]], None], second: Callable[[dict[str, Any]], None], task: Fixed, rounds: int) -> list[tuple[float, float]]:
+def race(
+    first: Callable[[dict[str, Any]], None], second: Callable[[dict[str, Any]], None], task: Fixed, rounds: int
+) -> list[tuple[float, float]]:
     """Seconds of (first, second) on the same batch, in alternating order, after two rounds of warm-up."""
     times = []
     for i in range(rounds + 2):

@@ -15,6 +15,7 @@ from lrx.schema import Settings, validate
 
 # What does not change a run's numbers. Everything else in the configuration is part of the run's identity.
 COSMETIC = ("paths", "logger", "callbacks", "mode", "rerun", "sweep")
+COSMETIC_TRAINER = ("threads",)  # threads change the last digits at most; a record says how many there were
 COSMETIC_TASK = ("data_dir", "workers")  # the data's content counts (its digest below), not the folder it lies in
 
 
@@ -55,6 +56,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     """What a run is: its configuration without cosmetics, the versions, and the digest of its local data."""
     known = settings.model_dump(mode="json", exclude=set(COSMETIC))
     known["task"] = {key: value for key, value in known["task"].items() if key not in COSMETIC_TASK}
+    known["trainer"] = {key: value for key, value in known["trainer"].items() if key not in COSMETIC_TRAINER}
     known["versions"] = versions(settings)
     known["data"] = _data_digest(settings.task)
     return known

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,7 +18,7 @@ from lrx import config as lrx_config
 from lrx import registry
 from lrx.environment import describe
 from lrx.errors import RunFailed, UserError
-from lrx.results.record import Part, RunRecord, record_path
+from lrx.results.record import RunRecord, record_path
 from lrx.results.summary import render
 from lrx.schema import Settings
 from lrx.tasks.base import Suite
@@ -107,6 +106,8 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         if is_rank_zero() and not isinstance(failing, UserError):
             record.finished = _now()
             record.save(settings.paths.root, overwrite=True)
+    for done in folder.glob("*/part.json"):
+        done.unlink()  # the record has it all; without one, the run is to be repeated, not pieced together
     print(render(record))
     print(f"record: {record_path(settings.paths.root, run_id)}")
     return record

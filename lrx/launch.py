@@ -238,9 +238,8 @@ def explain(error: BaseException) -> str | None:
         return f"cannot read the override {error.override!r}: {_first_line(error)} (the form is key=value)"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and cause.parent_node is not None:
-        owner = getattr(cause.parent_node, "keys", list)()
         key = str(cause.full_key)
-        names = [str(name) for name in owner]
+        names = [str(name) for name in getattr(cause.parent_node, "keys", list)()]
         if not names:  # a mapping that is filled freely, such as method.options
             return f"{key}: not set yet; add it with a plus: +{key}=VALUE"
         return f"{key}: no such key; {did_you_mean(key.rpartition('.')[2], names)}"

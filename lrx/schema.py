@@ -85,9 +85,11 @@ class Settings(Section):
     sweep: dict[str, Any] | None = None
 
 
-_ANNOTATIONS = {
-    t.__name__: t for t in (int, float, bool, str, list, tuple, dict)
-} | {"Literal": Literal, "Any": Any, "None": None}
+_ANNOTATIONS = {t.__name__: t for t in (int, float, bool, str, list, tuple, dict)} | {
+    "Literal": Literal,
+    "Any": Any,
+    "None": None,
+}
 
 
 def validate(config: dict[str, Any]) -> Settings:
@@ -123,9 +125,11 @@ def _check_arguments(section: str, kind: str, key: str, given: dict[str, Any]) -
         if name in labels:
             continue
         if name not in entry.signature:
-            raise UserError(f"{section}.{name}: {given['name']} has no such option; {did_you_mean(name, entry.signature)}")
+            raise UserError(
+                f"{section}.{name}: {given['name']} has no such option; {did_you_mean(name, entry.signature)}"
+            )
         annotation = entry.signature[name][0]
-        adapter = TypeAdapter(eval(annotation, {"__builtins__": {}}, _ANNOTATIONS))  # noqa: S307 - our own source text
+        adapter = TypeAdapter(eval(annotation, {"__builtins__": {}}, _ANNOTATIONS))
         try:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")  # read when wandb is first imported, which the next line does
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger  # noqa: E402
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from lrx.results.record import RunRecord  # noqa: E402
-from lrx.schema import Settings  # noqa: E402
+from lrx.results.record import RunRecord
+from lrx.schema import Settings
 
 
 @dataclass

@@ -23,11 +23,11 @@ from lrx.callbacks.metric_log import MetricLog
 from lrx.callbacks.selection import Selection
 from lrx.callbacks.stop import StopSignals
 from lrx.errors import UserError
+from lrx.files import write_atomic
 from lrx.methods.base import Method, split_trainable
 from lrx.models.base import Backbone
 from lrx.modules.evaluate import predict_split
 from lrx.modules.supervised import Schedule, Supervised
-from lrx.results.files import write_atomic
 from lrx.results.record import Part
 from lrx.schema import Settings
 from lrx.seeds import derive
@@ -48,7 +48,7 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     """Train on ``task``, score its reported splits; (what the record keeps, costs).
 
     ``folder`` receives checkpoints, ``metrics.jsonl``, ``adapter.safetensors`` (the reported weights), predictions
-    and at the end ``part.json``, whose presence means that this part is done.
+    and at the end ``part.json``, whose presence means that this part is done and only the run's record is missing.
     """
     done = folder / "part.json"
     if done.exists():
@@ -57,6 +57,9 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     folder.mkdir(parents=True, exist_ok=True)
     backbone, method = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
+    if settings.callbacks.submission:
+        for split in task.unlabelled:
+            task.size(split)  # reads the file: a missing one is told now, not after the training
     if not any(p.requires_grad for p in backbone.parameters()):
         raise UserError(f"method={settings.method['name']} trains nothing of model={settings.model['name']}")
     schedule = plan(task, settings)
@@ -115,7 +118,9 @@ def fit(
     if module.schedule.steps == 0:
         return
     selection = next(m for m in meters if isinstance(m, Selection))
-    interactive = sys.stdout.isatty() if settings.callbacks.progress == "auto" else settings.callbacks.progress == "rich"
+    interactive = (
+        sys.stdout.isatty() if settings.callbacks.progress == "auto" else settings.callbacks.progress == "rich"
+    )
     every = settings.logger.every_n_steps
     log = MetricLog(folder / "metrics.jsonl", task.name, every, selection, tracker, verbose=not interactive)
     checkpoints = folder / "checkpoints"
@@ -157,7 +162,7 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
         selects_on_reported=task.selects_on_reported,
         steps=selection_steps(module, selection),
         sizes={split: task.size(split) for split in ("train", "select", *task.reported) if task.size(split)},
-        notes=dict(getattr(task, "notes", {})),
+        notes=dict(task.notes),
     )
     predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
     part.last = {split: task.score(*pair) for split, pair in predictions.items()}
@@ -174,10 +179,14 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
     write_atomic(folder / "adapter.safetensors", save(state))
     for split, (predicted, references) in predictions.items():
         write_predictions(folder / f"predictions.{split}.csv", predicted, references)
-        part.predictions[split] = str(Path(folder.parent.parent.name, folder.parent.name, folder.name, f"predictions.{split}.csv"))
-    if settings.callbacks.submission and task.size("test") and "test" not in task.reported:
-        predicted, _ = predict_split(backbone, task, "test", precision)
-        write_predictions(folder / "predictions.test.csv", predicted, np.empty(0))
+        part.predictions[split] = str(
+            Path(folder.parent.parent.name, folder.parent.name, folder.name, f"predictions.{split}.csv")
+        )
+    if settings.callbacks.submission:
+        unlabelled = {split: predict_split(backbone, task, split, precision)[0] for split in task.unlabelled}
+        together = folder.parent / "submission"  # the leaderboard takes one archive of all tasks
+        for name in task.write_submission(together, unlabelled):
+            print(f"{task.name}: wrote {together / name}", flush=True)
     return part
 
 
@@ -201,7 +210,7 @@ def snapshots(settings: Settings, folder: Path) -> list[ModelCheckpoint]:
         "dirpath": folder, "monitor": "step", "mode": "max", "save_top_k": 2, "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }  # fmt: skip
-    made = []
+    made: list[ModelCheckpoint] = []
     if choice.every_seconds is not None:
         interval = timedelta(seconds=choice.every_seconds)
         made.append(Snapshot(filename="time-{step}", train_time_interval=interval, **common))
@@ -228,7 +237,9 @@ def newest_readable(folder: Path) -> Path | None:
         try:
             found.append((torch.load(path, weights_only=True, map_location="cpu")["global_step"], path))
         except Exception as error:  # torn by a kill, a full disk or another hand: any reason is the same here
-            print(f"warning: checkpoint {path} cannot be read ({type(error).__name__}); using an earlier one", flush=True)
+            print(
+                f"warning: checkpoint {path} cannot be read ({type(error).__name__}); using an earlier one", flush=True
+            )
     return max(found)[1] if found else None
 
 

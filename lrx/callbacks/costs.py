@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +20,9 @@ class Costs(pl.Callback):
     """Measures every training batch from its start to its end, optimizer step included, waiting for data excluded.
 
     ``seconds``: one figure per batch, kept in checkpoints so that a resumed run reports over all its batches.
-    ``peak_memory``: bytes; the device's peak allocation on a GPU, else the largest resident set of the process.
+    ``peak_memory``: bytes; the device's peak allocation on a GPU, else the largest resident set of the process since
+    this training began (on Linux; elsewhere since the process began). Memory that earlier work in the same process
+    did not give back is counted.
     """
 
     def __init__(self) -> None:
@@ -25,6 +30,12 @@ class Costs(pl.Callback):
         self.examples = 0
         self.state_bytes = 0
         self.peak_memory = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            reset_peak_resident()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self._start = time.perf_counter()
@@ -42,7 +53,7 @@ class Costs(pl.Callback):
         if module.device.type == "cuda":
             self.peak_memory = torch.cuda.max_memory_allocated()
         else:
-            self.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.peak_memory = peak_resident()
 
     def summary(self) -> dict[str, float]:
         """Median step seconds, examples per second of training, optimizer-state bytes, peak memory bytes."""
@@ -59,3 +70,19 @@ class Costs(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.examples = list(state_dict["seconds"]), state_dict["examples"]
+
+
+def reset_peak_resident() -> None:
+    """Start measuring the peak anew where the system can (Linux: writing 5 to ``clear_refs`` resets VmHWM)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int:
+    """Largest resident set in bytes since ``reset_peak_resident``, or since the process began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from safetensors.torch import save
 
+from lrx.files import write_atomic
 from lrx.modules.evaluate import score_split
 from lrx.modules.supervised import Supervised
-from lrx.results.files import write_atomic
 
 
 class Selection(pl.Callback):

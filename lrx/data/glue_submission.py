@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrx.data.glue_spec import GLUE, Spec
 from lrx.errors import UserError, did_you_mean
+from lrx.files import write_atomic
 
 _AS_WORDS = ("mnli", "qnli", "rte")  # their predictions are written as the label's name
 
@@ -32,13 +32,7 @@ def write_submission(
                 raise UserError(f"{name} has no test split {split!r}; {did_you_mean(split, GLUE[name].submission)}")
             rows = [f"{i}\t{_text(GLUE[name], split, i, value)}" for i, value in enumerate(values)]
             path = target / GLUE[name].submission[split]
-            part = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                target.mkdir(parents=True, exist_ok=True)
-                part.write_text("\n".join(["index\tprediction", *rows]) + "\n", encoding="utf-8")
-                os.replace(part, path)
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}") from None
+            write_atomic(path, "\n".join(["index\tprediction", *rows]) + "\n")
             written.append(path)
     complete = {file for described in GLUE.values() for file in described.submission.values()}
     return written, sorted(complete - {path.name for path in target.iterdir()} if target.is_dir() else complete)

@@ -6,7 +6,7 @@ NeurIPS 2025, arXiv 2505.12455 (Algorithms 1 and 2).
     W = W0 + s B A,  W0 (k, d) frozen,  B (k, r),  A (r, d),  s = alpha / r
     gA = dL/dA = s B^T G (r, d),  gB = dL/dB = s G A^T (k, r);  G = dL/dW (k, d) is never formed
 
-A step of A solves min_g ||s B g - G||^2 + damping ||g||^2 from gA alone (a step of B is its mirror image):
+A step of A solves min_g ||s B g - G||^2 + damping ||s g||^2 from gA alone (a step of B is its mirror image):
 
     (1)  g~ = (1/s^2) (B^T B + damping I)^-1 gA             projected gradient
     (2)  M~ = (B^T B + damping I)^-1 B^T B_old M            momentum, carried from the old basis B_old to B
@@ -15,19 +15,20 @@ A step of A solves min_g ||s B g - G||^2 + damping ||g||^2 from gA alone (a step
     AltLoRA+:  V = beta2 V + (1 - beta2) g~ * g~,  and in (4) M / (sqrt(V) + eps) in the place of M
 
 Trained: A, B and the task head (AdamW); frozen: the rest.
-Per step: the idle factor's gradient is dropped before clipping, then the moving factor of every pair is stepped. Factors
-take turns at every step, A first. With B = 0 the first step of A changes nothing (gA = 0).
+Per step: the idle factor's gradient is dropped before clipping, then the moving factor of every pair is stepped.
+Factors take turns at every step, A first. With B = 0 the first step of A changes nothing (gA = 0).
 
-The official code (github.com/LucasXinYu/AltLoRA) differs from the paper, and options reproduce it: ``mode: joint`` (both
-factors from one backward pass, B's Gram matrix from the moved A), ``use_scale: false`` (no 1/s^2), ``bias_correction``
-(lr / (1 - beta1^t); none for V), ``decay: after`` (p (1 - lr weight_decay) after the update), damping 1e-5, in AltLoRA+
-``momentum: untransported`` (M~ enters the update, but M without transport is stored), and ``flip_every: 10`` (its trainer
-alternates in phases of ten steps; that it trains both factors until the first flip is not reproduced). Its learning rate
-ignores schedulers; here it is read from the parameter group. A Gram matrix that is singular without damping is inverted
-by its pseudo-inverse (the official code falls back to the identity); non-finite gradients propagate as in AdamW.
+The official code (github.com/LucasXinYu/AltLoRA) differs from the paper, and options reproduce it: ``mode: joint``
+(both factors from one backward pass, B's Gram matrix from the moved A), ``use_scale: false`` (no 1/s^2),
+``bias_correction`` (lr / (1 - beta1^t); none for V), ``decay: after`` (p (1 - lr weight_decay) after the update),
+damping 1e-5, in AltLoRA+ ``momentum: untransported`` (M~ enters the update, but M without transport is stored), and
+``flip_every: 10`` (its trainer alternates in phases of ten steps; that it trains both factors until the first flip is
+not reproduced). Its learning rate ignores schedulers; here it is read from the parameter group. A Gram matrix that is
+singular without damping is inverted by its pseudo-inverse (the official code falls back to the identity); non-finite
+gradients propagate as in AdamW.
 
-Cost per matrix: r (k + d) parameters; state 2 r (k + d), AltLoRA+ 3 r (k + d), half of the first being the basis copies;
-O((k + d) r^2 + r^3) operations per step, and no k x d buffer.
+Cost per matrix: r (k + d) parameters; state 2 r (k + d), AltLoRA+ 3 r (k + d), half of the first being the basis
+copies; O((k + d) r^2 + r^3) operations per step, and no k x d buffer.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ from lrx.nn.solve import gram_inverse
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """What AltLoRA+ adds: V and its use. ``correct``: divide V by 1 - beta2^t. ``keep_transported``: store M~'s average."""
+    """What AltLoRA+ adds: V and its use.
+
+    ``correct``: divide V by 1 - beta2^t. ``keep_transported``: store the average with M~ (else with M).
+    """
 
     beta2: float = 0.999
     eps: float = 1e-6
@@ -60,9 +64,9 @@ class SecondMoment:
 class AltLoRAOptimizer(PairOptimizer):
     """Algorithms 1 (``second=None``) and 2 over pairs of equal shapes at a time.
 
-    State per factor: ``momentum`` (the factor's shape), ``basis`` (the other factor at the last update, its shape), with
-    ``second`` also ``second`` (the factor's shape); all start at 0. Gram matrices and their inverses are computed in
-    float32 (float64 for float64 factors).
+    State per factor: ``momentum`` (the factor's shape), ``basis`` (the other factor at the last update, its shape),
+    with ``second`` also ``second`` (the factor's shape); all start at 0. Gram matrices and their inverses are computed
+    in float32 (float64 for float64 factors).
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class AltLoRAOptimizer(PairOptimizer):
                 self._move(batch, group["lr"], group["weight_decay"])
 
     def _move(self, batch: Batch, lr: float, weight_decay: float) -> None:
-        """One factor of N equal pairs. Written for A; for B everything is transposed: rows are (N, r, width) for both."""
+        """One factor of N equal pairs, as rows (N, r, width): written for A, for B everything is transposed."""
         beta1, fixed = self.beta1, stack(batch.fixed)
         X = batch.rows_of_fixed(fixed)  # B^T, or A for a step of B
         basis = self.stacked("basis", batch, fixed.shape[1:])
@@ -147,9 +151,11 @@ class AltLoRA(Method):
 
     ``lr``: rate of the factors. AltLoRA has no element-wise scaling, so it wants 10 to 100 times AdamW's rate.
     ``head_lr``: AdamW's rate for the task head (null: ``lr``). ``beta1``: momentum. ``damping``: added to the Gram
-    matrices' diagonals. ``first``: the factor that moves first. ``mode``: one factor per step, or both from one backward
-    pass. ``flip_every``: steps before the factors change turns. ``bias_correction``: steps of lr / (1 - beta1^t).
-    ``use_scale``: the factor 1/s^2. ``decay``: weight decay of the old value (paper) or after the update (official code).
+    matrices' diagonals. ``first``: the factor that moves first. ``mode``: one factor per step, or both from one
+    backward pass. ``flip_every``: steps before the factors change turns. ``bias_correction``: steps of lr / (1 -
+    beta1^t).
+    ``use_scale``: the factor 1/s^2. ``decay``: weight decay of the old value (paper) or after the update (official
+    code).
     """
 
     name: ClassVar[str] = "altlora"
@@ -228,8 +234,8 @@ class AltLoRAPlus(Method):
     """Algorithm 2: Algorithm 1 with Adam's element-wise second moment on the projected gradient.
 
     Options as in ``altlora``, and: ``beta2``, ``eps``: of the second moment. ``bias_correction``: none (paper), of the
-    first moment (official code) or of both (as in Adam). ``momentum``: what is stored, the transported average (paper) or
-    the untransported one (official code).
+    first moment (official code) or of both (as in Adam). ``momentum``: what is stored, the transported average (paper)
+    or the untransported one (official code).
     """
 
     name: ClassVar[str] = "altlora_plus"

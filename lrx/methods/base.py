@@ -103,7 +103,8 @@ class Method:
 
 def split_trainable(backbone: Backbone) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
     """(adapter parameters, head parameters), each as (name, parameter), trainable ones only."""
-    adapter, head = [], []
+    adapter: list[tuple[str, nn.Parameter]] = []
+    head: list[tuple[str, nn.Parameter]] = []
     for name, p in backbone.net.named_parameters():
         if p.requires_grad:
             (head if backbone.in_head(name) else adapter).append((name, p))

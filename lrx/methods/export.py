@@ -67,8 +67,9 @@ def to_merged(method: Method, backbone: Backbone, out_dir: str | Path) -> None:
     method.merge(merged)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(merged.net, "save_pretrained"):
-        merged.net.save_pretrained(str(folder))
+    save = getattr(merged.net, "save_pretrained", None)
+    if callable(save):
+        save(str(folder))
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(str(folder))
     else:

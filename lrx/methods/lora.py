@@ -6,8 +6,8 @@
 
 Trained: A, B and the task head, with AdamW; frozen: the rest.
 Per step: one AdamW step. Weight decay falls on A, B and the head's matrices, not on 1-D tensors.
-Departures: A starts Kaiming-uniform with a = sqrt(5), as in the official code (github.com/microsoft/LoRA); the paper says
-Gaussian. The factors stay in float32 when the backbone is in half precision.
+Departures: A starts Kaiming-uniform with a = sqrt(5), as in the official code (github.com/microsoft/LoRA); the paper
+says Gaussian. The factors stay in float32 when the backbone is in half precision.
 Cost per matrix: r (m + n) parameters, 2 r (m + n) state, O(r (m + n)) operations per token.
 """
 

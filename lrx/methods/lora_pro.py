@@ -1,4 +1,4 @@
-"""LoRA-Pro: LoRA factors are stepped so that the change of the product follows full fine-tuning's gradient (AdamW form).
+"""LoRA-Pro: LoRA factors are stepped so that their product changes as under full fine-tuning (AdamW form).
 
 "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", Wang et al., ICLR 2025, arXiv 2407.18242 (Theorems 2.1 and 2.2).
 
@@ -14,9 +14,9 @@
 
 Trained: A, B and the task head (AdamW); frozen: the rest. Inverses are (Gram + damping I)^+, the Sylvester equation is
 undamped; one eigendecomposition of each Gram matrix serves both.
-Departures from the official code (github.com/mrflogs/LoRA-Pro, inside its copy of DeepSpeed): bias corrections use t, not
-t + 1; V is not fed a bfloat16-rounded gradient; s is the adapter's alpha/r, not 2; gradient clipping acts on the raw
-gradients before the step, not on (4). Its special first step never runs there and, with B = 0, would not differ.
+Departures from the official code (github.com/mrflogs/LoRA-Pro, inside its copy of DeepSpeed): bias corrections use t,
+not t + 1; V is not fed a bfloat16-rounded gradient; s is the adapter's alpha/r, not 2; gradient clipping acts on the
+raw gradients before the step, not on (4). Its special first step never runs there and, with B = 0, would not differ.
 Cost per matrix: r (m + n) parameters, but 2 m n state: the moments of (3) live in the full matrix, so LoRA-Pro's memory
 grows like full fine-tuning's; O(m n r) operations per step.
 """
@@ -34,7 +34,7 @@ from lrx.methods.base import Method
 from lrx.models.base import Backbone
 from lrx.nn.lowrank import Pair
 from lrx.nn.pair_optim import Batch, PairOptimizer, gradients, stack
-from lrx.nn.solve import symmetric_pinv, symmetric_sylvester
+from lrx.nn.solve import symmetric_eigh, symmetric_pinv, symmetric_sylvester
 
 # Pairs of one batch together hold at most this many elements of m x n (64 MB in float32): the optimizer has about four
 # temporaries of that size.
@@ -46,16 +46,9 @@ class Adjustment:
 
     def __init__(self, B: Tensor, A: Tensor, scaling: float, damping: float) -> None:
         self.B, self.A, self.scaling = B, A, scaling
-        self.BB, self.AA = self._eigh(B.mT @ B), self._eigh(A @ A.mT)
+        self.BB, self.AA = symmetric_eigh(B.mT @ B), symmetric_eigh(A @ A.mT)
         self.BB_inverse = symmetric_pinv(self.BB[0] + damping, self.BB[1])
         self.AA_inverse = symmetric_pinv(self.AA[0] + damping, self.AA[1])
-
-    @staticmethod
-    def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-        # eigh raises on non-finite input; a diverged pair must end in NaN as with any other optimizer.
-        finite = gram.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        values, vectors = torch.linalg.eigh(torch.where(finite, gram, torch.zeros_like(gram)))
-        return values.clamp_min(0), torch.where(finite, vectors, torch.full_like(vectors, torch.nan))
 
     def minimal(self, gA: Tensor, gB: Tensor) -> tuple[Tensor, Tensor]:
         """(fA, fB) with X = 0."""

@@ -34,7 +34,9 @@ def check_training(lr: float, weight_decay: float, head_lr: float | None) -> Non
 def check_lowrank(rank: int, alpha: float, dropout: float) -> None:
     """The options of every low-rank adapter."""
     require(rank >= 1, "rank", rank, "the rank must be at least 1")
-    require(0 < alpha < math.inf, "alpha", alpha, "alpha must be positive and finite (the update is scaled by alpha/rank)")
+    require(
+        0 < alpha < math.inf, "alpha", alpha, "alpha must be positive and finite (the update is scaled by alpha/rank)"
+    )
     require(0 <= dropout < 1, "dropout", dropout, "a dropout probability lies in [0, 1)")
 
 
@@ -65,6 +67,7 @@ def attach_lowrank(
     """
     targets = find_targets(backbone.net, target_modules, roles=backbone.roles, head=backbone.head)
     for name, layer in targets.items():
+        assert isinstance(layer, nn.Linear)
         m, n = layer.weight.shape
         accepted = f"layer {name!r} is {m} x {n}, so the rank must lie in 1..{min(m, n)}"
         require(rank <= min(m, n), "rank", rank, accepted)

@@ -7,11 +7,11 @@ tuner's own paper is named in peft's documentation.
 variant (``dora``, ``rslora``, ``pissa``, ``olora``); ``options`` goes to the tuner's config class as it is.
 
 Trained: what the tuner trains, and the task head, with AdamW; frozen: the rest.
-Per step: one AdamW step. AdaLoRA (arXiv 2303.10512) adds its orthogonality penalty to the loss, and after each step updates
-its importance scores and prunes to the budget; it needs the number of steps (``plan``). Its scores and its mask are kept in
-the optimizer's state, so that a resumed run prunes as an uninterrupted one.
-Departure from peft: layers are found by the rule that all methods share and handed to peft by their full names; the head
-is trained in place instead of through ``modules_to_save``.
+Per step: one AdamW step. AdaLoRA (arXiv 2303.10512) adds its orthogonality penalty to the loss, and after each step
+updates its importance scores and prunes to the budget; it needs the number of steps (``plan``). Its scores and its mask
+are kept in the optimizer's state, so that a resumed run prunes as an uninterrupted one.
+Departure from peft: layers are found by the rule that all methods share and handed to peft by their full names; the
+head is trained in place instead of through ``modules_to_save``.
 Cost per matrix: the tuner's; counted on one layer of that shape (what a tuner shares between layers counts in full).
 """
 
@@ -58,7 +58,8 @@ RESERVED = {
 
 
 class Peft(Method):
-    """``tuner``: a tuner of peft. ``options``: arguments of its config class (for ``lora``: ``r``, ``lora_alpha``, ...).
+    """``tuner``: a tuner of peft. ``options``: arguments of its config class (for ``lora``: ``r``, ``lora_alpha``,
+    ...).
 
     ``target_modules``: roles, names, a pattern or ``all-linear``; null leaves the choice to peft's tuner.
     """
@@ -91,7 +92,9 @@ class Peft(Method):
             # peft fails with an unreadable error when there is nothing to prune.
             fields = {f.name: f.default for f in dataclasses.fields(self._config_class)}
             start, target = (self.options.get(key, fields[key]) for key in ("init_r", "target_r"))
-            parts.require(start > target, "options.init_r", start, f"must exceed target_r={target}, which AdaLoRA prunes to")
+            parts.require(
+                start > target, "options.init_r", start, f"must exceed target_r={target}, which AdaLoRA prunes to"
+            )
         self.exact_at_init = self._kind not in NOT_EXACT  # type: ignore[misc]
         self.mergeable = self._kind not in NOT_MERGEABLE  # type: ignore[misc]
         self._total_steps: int | None = None
@@ -191,7 +194,7 @@ class Peft(Method):
         return {name: value.detach() for name, value in tensors.items() if name in trained or name in self._added}
 
     def trainable_per_matrix(self, m: int, n: int) -> int:
-        """Counted on a linear layer without bias; IA3's second MLP layers, which scale their input, have n instead of m."""
+        """Counted on a linear layer without bias; IA3's second MLP layers scale their input: n instead of m."""
         with torch.random.fork_rng(devices=[]):
             one = nn.Sequential()
             one.add_module("layer", nn.Linear(n, m, bias=False))
@@ -211,7 +214,7 @@ class Peft(Method):
         return [name for name in names or [] if name in second]
 
     def _inject(self, net: nn.Module, names: list[str] | None, feedforward: list[str]) -> Any:
-        """Put the tuner's layers into ``net``; returns peft's tuner object. Raises ``UserError`` for what peft refuses."""
+        """Put the tuner's layers into ``net`` and return peft's tuner; ``UserError`` for what peft refuses."""
         options = copy.deepcopy(self.options)  # config classes keep and change what they are given
         if names is not None:
             options["target_modules"] = names
@@ -234,9 +237,7 @@ def _classes(kind: str, given: str) -> tuple[type, type]:
 
     names = {key.value.lower(): key for key in tuners}
     layered = {
-        name
-        for name, key in names.items()
-        if hasattr(tuners[key], "_create_and_replace") and name not in NOT_LAYERED
+        name for name, key in names.items() if hasattr(tuners[key], "_create_and_replace") and name not in NOT_LAYERED
     }
     if kind not in layered:
         known = "is no tuner that works layer by layer" if kind in names else "is no tuner of the installed peft"

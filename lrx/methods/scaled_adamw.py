@@ -11,16 +11,16 @@ Trained: A, B and the task head (AdamW); frozen: the rest. Per step: A, then B.
 eps stands outside the bias correction (PyTorch's AdamW divides V first), decay comes last: both as in the official code
 (github.com/pilancilab/Riemannian_Preconditioned_LoRA), with bias correction as in its GPT-2 runs.
 Departure from the official code: there B's Gram matrix is formed from a view of A after A has moved (and decayed);
-``b_gram: moved`` does the same, the default ``old`` takes both Gram matrices at the point of the gradients, as the paper
-writes it. The official code's GPT-2 classes treat the factors of a fused query-value matrix as two stacked heads; here
-every matrix is a pair of its own. There is no factor 1/s^2. A singular Gram matrix without damping gets its
+``b_gram: moved`` does the same, the default ``old`` takes both Gram matrices at the point of the gradients, as the
+paper writes it. The official code's GPT-2 classes treat the factors of a fused query-value matrix as two stacked heads;
+here every matrix is a pair of its own. There is no factor 1/s^2. A singular Gram matrix without damping gets its
 pseudo-inverse (the official code: the identity).
 Cost per matrix: r (m + n) parameters, 2 r (m + n) state, O((m + n) r^2 + r^3) operations per step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,9 +54,10 @@ class ScaledAdamWOptimizer(PairOptimizer):
         self.bias_correction, self.b_gram = bias_correction, b_gram
 
     def update(self, group: dict[str, Any]) -> None:
+        work: Iterable[tuple[Batch, Tensor]]
         work = ((batch, self._precondition(batch)) for factor in self.moves(0) for batch in self.batches(factor))
         if self.b_gram == "old":
-            work = iter(list(work))  # every Gram matrix is taken before any factor moves
+            work = list(work)  # every Gram matrix is taken before any factor moves
         for batch, g in work:
             self._adamw(batch, g, group["lr"], group["weight_decay"])
 
@@ -77,7 +78,7 @@ class ScaledAdamWOptimizer(PairOptimizer):
 
 
 class ScaledAdamW(Method):
-    """``damping``: added to the Gram matrices' diagonals. ``b_gram``: the A in B's Gram matrix, ``old`` or ``moved``."""
+    """``damping``: added to the Gram matrices' diagonals. ``b_gram``: B's Gram matrix from the old or the moved A."""
 
     name: ClassVar[str] = "scaled_adamw"
     version: ClassVar[int] = 1

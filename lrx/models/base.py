@@ -42,6 +42,8 @@ class Backbone(nn.Module):
     ``forward(batch)``: a batch as the task collates it -> (batch, size) scores or values in float32.
     """
 
+    net: Any  # an nn.Module; its own attributes (config, get_encoder, ...) are not PyTorch's to know
+
     def __init__(
         self,
         net: nn.Module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
             start += size
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # replaces the groups and the state, so the parts must be linked again
+        # A copy, because PyTorch would leave the loaded tensors (``step`` among them) shared with ``state_dict``.
+        super().load_state_dict(copy.deepcopy(state_dict))  # replaces groups and state: the parts must be linked again
         self._link()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -62,7 +64,8 @@ def adamw(
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
-    # Fused for speed only. Left on, this flag makes trainers skip unscaling, and refuse clipping, under float16 autocast.
+    # Fused for speed only. Left on, this flag makes trainers skip unscaling, and refuse clipping, under float16
+    # autocast.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 

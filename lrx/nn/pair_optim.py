@@ -24,8 +24,8 @@ class Batch:
     """
 
     factor: Factor
-    moving: list[nn.Parameter]
-    fixed: list[nn.Parameter]
+    moving: list[Tensor]
+    fixed: list[Tensor]
     scaling: float
     count: int
 
@@ -109,7 +109,7 @@ class PairOptimizer(torch.optim.Optimizer):
                 if moving.grad is None:
                     continue
                 state = self.state[moving]
-                # A new tensor each time: load_state_dict leaves ``step`` shared with the dict it was given.
+                # A new tensor each time: PyTorch's load_state_dict leaves ``step`` shared with the dict it was given.
                 state["step"] = state["step"] + 1 if "step" in state else torch.ones((), dtype=torch.float32)
                 by_count[int(state["step"])].append((moving, fixed))
             for count, chosen in by_count.items():

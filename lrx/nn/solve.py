@@ -12,33 +12,42 @@ def gram_inverse(gram: Tensor, damping: float) -> Tensor:
     One batched Cholesky factorisation. The r x r inverse is formed because applying it to a wide right-hand side is one
     batched product: ``cholesky_solve`` goes matrix by matrix and takes four to ten times as long on a CPU.
 
-    A matrix that is not positive definite in its own precision (only rank-deficient factors without damping, or
-    rounding that exceeds the damping) gets its Moore-Penrose inverse instead, which makes the projected gradient the
-    least-squares solution of smallest norm; B = 0 thus gives 0. A matrix with non-finite entries gets NaN, so that a
-    diverged run shows up in its loss instead of as an error of LAPACK. The test for singular matrices waits for the
-    device once per call.
+    Without damping, and for a matrix that is not positive definite in its own precision (rounding that exceeds the
+    damping), it is the Moore-Penrose inverse, by eigendecomposition: the projected gradient is then the least-squares
+    solution of smallest norm, and B = 0 gives 0. (Cholesky cannot tell: it often factors a singular matrix, with a
+    pivot of rounding noise.) A matrix with non-finite entries gets NaN, so that a diverged run shows up in its loss
+    instead of as an error of LAPACK. The test for definiteness waits for the device once per call.
 
     ``gram`` must be float32 or float64 (half-precision Gram inverses are meaningless); ``damping`` >= 0.
     """
-    r = gram.shape[-1]
+    if damping == 0:
+        return _pinv(gram)
     damped = gram.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(damping)
     L, info = torch.linalg.cholesky_ex(damped)
-    singular = info != 0
-    if damping == 0:
-        # Without damping a matrix that is singular in exact arithmetic often factors, with a pivot of rounding noise.
-        pivots = L.diagonal(dim1=-2, dim2=-1)
-        singular |= pivots.amin(-1) ** 2 <= r * torch.finfo(gram.dtype).eps * pivots.amax(-1) ** 2
-    if not singular.any():
+    indefinite = info != 0
+    if not indefinite.any():
         return torch.cholesky_inverse(L)
-    inverse = torch.full_like(gram, torch.nan)
-    regular = ~singular
-    if regular.any():
-        inverse[regular] = torch.cholesky_inverse(L[regular])
-    solvable = singular & damped.isfinite().all(-1).all(-1)
-    if solvable.any():
-        inverse[solvable] = torch.linalg.pinv(damped[solvable], hermitian=True)
+    inverse = torch.empty_like(gram)
+    inverse[indefinite] = _pinv(damped[indefinite])
+    inverse[~indefinite] = torch.cholesky_inverse(L[~indefinite])
     return inverse
+
+
+def _pinv(gram: Tensor) -> Tensor:
+    """Moore-Penrose inverses of symmetric (N, r, r); NaN where a matrix has non-finite entries."""
+    values, vectors = symmetric_eigh(gram)
+    return symmetric_pinv(values, vectors)
+
+
+def symmetric_eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (N, r), clamped at 0, and eigenvectors (N, r, r) of positive semidefinite matrices (N, r, r).
+
+    A matrix with non-finite entries, for which LAPACK raises, gets NaN eigenvectors.
+    """
+    finite = gram.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    values, vectors = torch.linalg.eigh(torch.where(finite, gram, torch.zeros_like(gram)))
+    return values.clamp_min(0), torch.where(finite, vectors, torch.full_like(vectors, torch.nan))
 
 
 def symmetric_pinv(values: Tensor, vectors: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lrx.errors import UserError
-from lrx.results.files import AlreadyThere, cannot, read_text, write_atomic
+from lrx.files import AlreadyThere, cannot, read_text, write_atomic
 
 __all__ = [
     "SCHEMA",

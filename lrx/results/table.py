@@ -10,9 +10,9 @@ import csv
 import io
 from pathlib import Path
 
+from lrx.files import write_atomic
 from lrx.results import claims, render
 from lrx.results.collect import MISSING, OUTCOMES, Cell, Line, Table
-from lrx.results.files import write_atomic
 from lrx.results.gather import Gathered, gather, save_bundle
 from lrx.results.render import Block, Document, Text
 from lrx.results.sweep import COSTS, Column, Published, Sweep

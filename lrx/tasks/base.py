@@ -8,6 +8,7 @@ protocol selects on the reported split (``selects_on_reported``), and then the r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,8 @@ class Task(pl.LightningDataModule):
     """One part of a benchmark, e.g. RTE of GLUE.
 
     ``name``: the part's name in records and tables. ``primary``: the metric that selects models and fills a table's
-    cell; ``higher_is_better``: metric -> direction.
+    cell; ``higher_is_better``: metric -> direction; ``unlabelled``: test splits with hidden labels, for a submission;
+    ``notes``: counts of irregular examples.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Task(pl.LightningDataModule):
     outputs: Outputs
     reported: Sequence[str]
     selects_on_reported: bool = False
+    unlabelled: Sequence[str] = ()
+    notes: Mapping[str, int] = {}
 
     def bind(self, backbone: Backbone, seed: int) -> None:
         """Tokenise for this backbone; batch order becomes a pure function of (``seed``, epoch)."""
@@ -60,6 +64,10 @@ class Task(pl.LightningDataModule):
     def score(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         """The official metrics over a whole split, in float64."""
         raise NotImplementedError
+
+    def write_submission(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> list[str]:
+        """Write predictions of the ``unlabelled`` splits in the leaderboard's format; the names of the files."""
+        return []
 
 
 class Suite:

@@ -10,7 +10,8 @@ The papers select on the validation split itself: ``holdout=0`` does that, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -205,6 +206,7 @@ class GlueTask(Task):
         """The official metrics of the sub-task over a whole split."""
         return compute(self.metrics, predictions, references)
 
-    def write_submission(self, folder: str, predictions: Mapping[str, Sequence[float]]) -> list[str]:
+    def write_submission(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> list[str]:
         """Write ``predictions[test split]`` as the leaderboard wants them; the names of the files written."""
-        return [path.name for path in glue.write_submission(folder, {self.name: predictions})[0]]
+        found = {split: values.tolist() for split, values in predictions.items()}
+        return [path.name for path in glue.write_submission(folder, {self.name: found})[0]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 
@@ -104,5 +103,3 @@ def test_tab_completion_offers_the_methods() -> None:
     line = "python run.py method=alt"
     result = command("run.py", "-sc", "query=bash", env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
     assert "method=altlora" in result.out.split()
-
-

@@ -66,9 +66,12 @@ def test_peft_loads_the_adapter(name, tmp_path):
     torch.testing.assert_close(logits(model), logits(backbone.net), rtol=1e-5, atol=1e-5)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 6)
-    assert config["modules_to_save"] == ["classifier"] and config["base_model_name_or_path"] == "somewhere/tiny"
+    assert config["modules_to_save"] == ["classifier"]
+    assert config["base_model_name_or_path"] == "somewhere/tiny"
     stored = load_file(tmp_path / "adapter_model.safetensors")
-    assert sum(t.numel() for t in stored.values()) == sum(p.numel() for p in backbone.net.parameters() if p.requires_grad)
+    assert sum(t.numel() for t in stored.values()) == sum(
+        p.numel() for p in backbone.net.parameters() if p.requires_grad
+    )
     torch.testing.assert_close(logits(model.merge_and_unload()), logits(backbone.net), rtol=1e-5, atol=1e-5)
 
 
@@ -81,7 +84,7 @@ def test_scaling_that_is_no_integer_survives(tmp_path):
     torch.testing.assert_close(logits(model), logits(backbone.net), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, options", [("full", {}), ("head", {}), ("peft", {"tuner": "ia3"})])
+@pytest.mark.parametrize(("name", "options"), [("full", {}), ("head", {}), ("peft", {"tuner": "ia3"})])
 def test_what_is_no_lora_is_refused(name, options, tmp_path):
     backbone, method = trained(name, **options)
     with pytest.raises(UserError, match="merged"):
@@ -89,7 +92,9 @@ def test_what_is_no_lora_is_refused(name, options, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name, options", [*((name, {}) for name in [*LOW_RANK, "full", "head"]), ("peft", {"tuner": "dora"})])
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in [*LOW_RANK, "full", "head"]), ("peft", {"tuner": "dora"})]
+)
 def test_transformers_loads_the_merged_model(name, options, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
@@ -100,7 +105,8 @@ def test_transformers_loads_the_merged_model(name, options, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
     after = backbone.net.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_other_networks_are_merged_into_safetensors(tmp_path):

@@ -82,7 +82,9 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same_metrics(method: str, t
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("more", [["task.workers=2"], ["trainer.accumulate=2"], ["trainer.max_steps=null", "trainer.max_epochs=2"]])
+@pytest.mark.parametrize(
+    "more", [["task.workers=2"], ["trainer.accumulate=2"], ["trainer.max_steps=null", "trainer.max_epochs=2"]]
+)
 def test_resume_with_workers_accumulation_and_epochs(more: list[str], tmp_path: Path) -> None:
     common = ["logger.every_n_steps=1", *more]
     assert run_in_fork(arguments("altlora", tmp_path / "whole", *common)) == 0

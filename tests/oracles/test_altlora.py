@@ -81,12 +81,15 @@ def gradient_of(i, k, d, s=SCALING):
 
 
 def pairs_of(A, B, s=SCALING, dtype=torch.float64):
-    parameters = [(nn.Parameter(torch.tensor(a, dtype=dtype)), nn.Parameter(torch.tensor(b, dtype=dtype))) for a, b in zip(A, B)]
+    parameters = [
+        (nn.Parameter(torch.tensor(a, dtype=dtype)), nn.Parameter(torch.tensor(b, dtype=dtype)))
+        for a, b in zip(A, B, strict=False)
+    ]
     return [Pair(f"layer{i}", torch.zeros(0), b, a, s) for i, (a, b) in enumerate(parameters)]
 
 
 def give_gradients(pairs, grads, t):
-    for pair, grad in zip(pairs, grads):
+    for pair, grad in zip(pairs, grads, strict=False):
         A, B = pair.A.detach().double().numpy(), pair.B.detach().double().numpy()
         G = grad(t, A, B)
         pair.A.grad = torch.tensor(pair.scaling * B.T @ G).to(pair.A.dtype)
@@ -100,7 +103,7 @@ def fast(A, B, grads, steps, *, s=SCALING, **options):
     for t in range(steps):
         give_gradients(pairs, grads, t)
         optimizer.step()
-        for trace, pair in zip(traces, pairs):
+        for trace, pair in zip(traces, pairs, strict=False):
             trace.append((pair.A.detach().numpy().copy(), pair.B.detach().numpy().copy()))
     return traces
 
@@ -116,7 +119,7 @@ def deviation(ours, theirs):
 
 
 VARIANTS = [
-    dict(first=first, joint=joint, correct=correct, use_scale=use_scale, after=after, flip=flip)
+    {"first": first, "joint": joint, "correct": correct, "use_scale": use_scale, "after": after, "flip": flip}
     for first, joint, correct, use_scale, after, flip in itertools.product(
         "AB", [False, True], [False, True], [False, True], [False, True], [1, 3]
     )
@@ -130,14 +133,14 @@ SECONDS = [None, (0.999, 1e-6, False, True), (0.9, 1e-3, True, True), (0.98, 1e-
 def test_equals_the_listing(plus, zero_b):
     A, B = draw(0, zero_b=zero_b)
     grads = [gradient_of(i, k, d) for i, (k, d, r) in enumerate(SHAPES)]
-    common = dict(lr=0.05, beta1=0.9)
+    common = {"lr": 0.05, "beta1": 0.9}
     for v in VARIANTS[::5] if plus or zero_b else VARIANTS:  # a stride of 5 still meets every value of every option
         ours = fast(
-            A, B, grads, 50, weight_decay=0.1, damping=1e-3, first=v["first"], mode="joint" if v["joint"] else "alternate",
-            flip_every=v["flip"], bias_correction=v["correct"], use_scale=v["use_scale"], decay_after=v["after"],
-            second=None if plus is None else SecondMoment(*plus), **common,
+            A, B, grads, 50, weight_decay=0.1, damping=1e-3, first=v["first"], mode="joint" if v["joint"] else
+            "alternate", flip_every=v["flip"], bias_correction=v["correct"], use_scale=v["use_scale"],
+            decay_after=v["after"], second=None if plus is None else SecondMoment(*plus), **common,
         )  # fmt: skip
-        for i, (a, b) in enumerate(zip(A, B)):
+        for i, (a, b) in enumerate(zip(A, B, strict=False)):
             theirs = listing(a, b, grads[i], 50, s=SCALING, gamma=0.1, lam=1e-3, plus=plus, **common, **v)
             assert deviation(ours[i], theirs) < 1e-9, v
 
@@ -145,9 +148,9 @@ def test_equals_the_listing(plus, zero_b):
 def official_rule(A, B, grad, steps, *, s, lr, beta1, beta2, eps, gamma, reg, plus):
     """What the official ``altlora`` / ``altlora_plus`` classes compute (joint mode), restated independently.
 
-    No 1/s^2; lr / (1 - beta1^t); A first, B's preconditioner from the moved and decayed A; decay by (1 - lr gamma) last;
-    the plus class stores the untransported momentum. Run side by side on the same gradients over 50 steps, the real
-    classes and ours differed by at most 4e-12 (relative, float64).
+    No 1/s^2; lr / (1 - beta1^t); A first, B's preconditioner from the moved and decayed A; decay by (1 - lr gamma)
+    last; the plus class stores the untransported momentum. Run side by side on the same gradients over 50 steps, the
+    real classes and ours differed by at most 4e-12 (relative, float64).
     """
     A, B = A.copy(), B.copy()
     r = A.shape[0]
@@ -185,8 +188,17 @@ def test_official_differences_are_reproduced(plus):
         A, B, grads, 50, lr=0.01, weight_decay=0.1, beta1=0.9, damping=1e-5, mode="joint", bias_correction=True,
         use_scale=False, decay_after=True, second=SecondMoment(0.999, 1e-4, False, False) if plus else None,
     )  # fmt: skip
-    for i, (a, b) in enumerate(zip(A, B)):
-        options = dict(s=SCALING, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-4, gamma=0.1, reg=1e-5, plus=plus)
+    for i, (a, b) in enumerate(zip(A, B, strict=False)):
+        options = {
+            "s": SCALING,
+            "lr": 0.01,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "eps": 1e-4,
+            "gamma": 0.1,
+            "reg": 1e-5,
+            "plus": plus,
+        }
         assert deviation(ours[i], official_rule(a, b, grads[i], 50, **options)) < 1e-9
 
 
@@ -197,13 +209,13 @@ def step_of_product(first, s=SCALING, **options):
     A, B = draw(2)
     grads = [gradient_of(i, k, d, s) for i, (k, d, r) in enumerate(SHAPES)]
     traces = fast(A, B, grads, 1, s=s, lr=0.1, beta1=0.0, damping=0.0, first=first, **options)
-    return A, B, grads, [s * (trace[0][1] @ trace[0][0] - b @ a) for trace, a, b in zip(traces, A, B)]
+    return A, B, grads, [s * (trace[0][1] @ trace[0][0] - b @ a) for trace, a, b in zip(traces, A, B, strict=False)]
 
 
 @pytest.mark.parametrize("first", ["A", "B"])
 def test_1_a_step_is_the_projected_gradient(first):
     A, B, grads, changes = step_of_product(first)
-    for a, b, grad, change in zip(A, B, grads, changes):
+    for a, b, grad, change in zip(A, B, grads, changes, strict=False):
         G = grad(0, a, b)
         basis, _ = np.linalg.qr(b if first == "A" else a.T)
         expected = -0.1 * (basis @ basis.T @ G if first == "A" else G @ basis @ basis.T)
@@ -219,12 +231,14 @@ def reparametrised(plus, **options):
     grads = [gradient_of(i, k, d) for i, (k, d, r) in enumerate(shapes)]
     second = SecondMoment() if plus else None
     one = fast(A, B, grads, 30, lr=0.1, damping=0.0, second=second, **options)
-    turned_A = [np.linalg.solve(q, a) for q, a in zip(Q, A)]
-    other = fast(turned_A, [b @ q for q, b in zip(Q, B)], grads, 30, lr=0.1, damping=0.0, second=second, **options)
+    turned_A = [np.linalg.solve(q, a) for q, a in zip(Q, A, strict=False)]
+    other = fast(
+        turned_A, [b @ q for q, b in zip(Q, B, strict=False)], grads, 30, lr=0.1, damping=0.0, second=second, **options
+    )
     return max(
         np.abs(x[1] @ x[0] - y[1] @ y[0]).max() / np.abs(x[1] @ x[0]).max()
-        for p, q in zip(one, other)
-        for x, y in zip(p, q)
+        for p, q in zip(one, other, strict=False)
+        for x, y in zip(p, q, strict=False)
     )
 
 
@@ -238,7 +252,7 @@ def test_2_invariant_to_the_factorisation():
 def test_3_first_a_step_at_b_zero_changes_nothing(damping):
     A, B = draw(5, zero_b=True)
     grads = [gradient_of(i, k, d) for i, (k, d, r) in enumerate(SHAPES)]
-    for a, trace in zip(A, fast(A, B, grads, 1, lr=1.0, damping=damping)):
+    for a, trace in zip(A, fast(A, B, grads, 1, lr=1.0, damping=damping), strict=False):
         np.testing.assert_array_equal(trace[0][0], a)
 
 
@@ -254,7 +268,7 @@ def test_4_transport_over_an_unchanged_basis_is_the_identity():
                 pair.A.grad.zero_()
         optimizer.step()
         momenta.append([optimizer.state[pair.A]["momentum"].clone() for pair in pairs])
-    for before, after in zip(momenta[0], momenta[2]):
+    for before, after in zip(momenta[0], momenta[2], strict=False):
         torch.testing.assert_close(after, 0.9 * before, rtol=1e-9, atol=0)
 
 
@@ -275,7 +289,9 @@ def test_7_change_of_the_weight_is_independent_of_alpha():
         G = [np.random.default_rng(i).standard_normal((k, d)) for i, (k, d, r) in enumerate(SHAPES)]
         grads = [lambda t, A, B, g=g: g for g in G]
         traces = fast(A, B, grads, 1, s=s, lr=0.1, beta1=0.0, damping=1e-3, use_scale=use_scale)
-        return np.concatenate([(s * (x[0][1] @ x[0][0] - b @ a)).ravel() for x, a, b in zip(traces, A, B)])
+        return np.concatenate(
+            [(s * (x[0][1] @ x[0][0] - b @ a)).ravel() for x, a, b in zip(traces, A, B, strict=False)]
+        )
 
     np.testing.assert_allclose(change(0.5, True), change(4.0, True), rtol=1e-9, atol=1e-14)
     assert np.abs(change(0.5, False) - change(4.0, False)).max() > 0.1
@@ -285,10 +301,10 @@ def test_7_change_of_the_weight_is_independent_of_alpha():
 def test_9_one_factor_per_step(first):
     A, B = draw(8)
     grads = [gradient_of(i, k, d) for i, (k, d, r) in enumerate(SHAPES)]
-    for a, b, trace in zip(A, B, fast(A, B, grads, 6, lr=0.1, first=first)):
+    for a, b, trace in zip(A, B, fast(A, B, grads, 6, lr=0.1, first=first), strict=False):
         previous = (a, b)
         for t, current in enumerate(trace):
-            moved = [not np.array_equal(x, y) for x, y in zip(previous, current)]
+            moved = [not np.array_equal(x, y) for x, y in zip(previous, current, strict=False)]
             assert moved == ([True, False] if (t % 2 == 0) == (first == "A") else [False, True])
             previous = current
 
@@ -370,7 +386,8 @@ def test_pairs_without_a_gradient_keep_factor_and_state():
         optimizer.step()
         single.step()
         if t in (2, 3, 5):
-            assert torch.equal(before[0], pairs[0].A) and torch.equal(before[1], pairs[0].B)
+            assert torch.equal(before[0], pairs[0].A)
+            assert torch.equal(before[1], pairs[0].B)
             assert torch.equal(kept, optimizer.state[pairs[0].A]["momentum"])
     torch.testing.assert_close(pairs[2].A, alone[0].A, rtol=1e-12, atol=0)
     torch.testing.assert_close(pairs[2].B, alone[0].B, rtol=1e-12, atol=0)
@@ -403,7 +420,10 @@ def test_non_finite_gradients_end_in_nan_not_in_an_error():
 
 def test_half_precision_factors_use_float32_gram_matrices():
     A, B = draw(12, [(12, 9, 4)])
-    A, B = [torch.tensor(a).bfloat16().double().numpy() for a in A], [torch.tensor(b).bfloat16().double().numpy() for b in B]
+    A, B = (
+        [torch.tensor(a).bfloat16().double().numpy() for a in A],
+        [torch.tensor(b).bfloat16().double().numpy() for b in B],
+    )
     G = np.random.default_rng(0).standard_normal((12, 9))
     pairs = pairs_of(A, B, dtype=torch.bfloat16)
     give_gradients(pairs, [lambda t, A, B: G], 0)

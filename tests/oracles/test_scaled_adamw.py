@@ -43,7 +43,8 @@ def literal(A, B, grad, steps, *, lr, gamma, beta1, beta2, eps, damping, correct
 
 
 @pytest.mark.parametrize(
-    "zero_b, correct, moved, gamma", list(itertools.product([False, True], [False, True], [False, True], [0.0, 0.1]))
+    ("zero_b", "correct", "moved", "gamma"),
+    list(itertools.product([False, True], [False, True], [False, True], [0.0, 0.1])),
 )
 def test_equals_the_rule(zero_b, correct, moved, gamma):
     rng = np.random.default_rng(0)
@@ -51,21 +52,31 @@ def test_equals_the_rule(zero_b, correct, moved, gamma):
     B = [np.zeros((m, r)) if zero_b else 0.5 * rng.standard_normal((m, r)) for m, n, r in SHAPES]
     targets = [rng.standard_normal((m, n)) for m, n, r in SHAPES]
     noise = [rng.standard_normal((50, m, n)) for m, n, r in SHAPES]
-    grads = [lambda t, A, B, W=W, e=e: 0.1 * (S * B @ A - W) + 0.02 * e[t] for W, e in zip(targets, noise)]
-    options = dict(lr=0.01, damping=1e-3, eps=1e-6)
-    pairs = [Pair(str(i), torch.zeros(0), nn.Parameter(torch.tensor(b)), nn.Parameter(torch.tensor(a)), S) for i, (a, b) in enumerate(zip(A, B))]
+    grads = [
+        lambda t, A, B, W=W, e=e: 0.1 * (S * B @ A - W) + 0.02 * e[t] for W, e in zip(targets, noise, strict=False)
+    ]
+    options = {"lr": 0.01, "damping": 1e-3, "eps": 1e-6}
+    pairs = [
+        Pair(str(i), torch.zeros(0), nn.Parameter(torch.tensor(b)), nn.Parameter(torch.tensor(a)), S)
+        for i, (a, b) in enumerate(zip(A, B, strict=False))
+    ]
     optimizer = ScaledAdamWOptimizer(
-        pairs, weight_decay=gamma, betas=(0.9, 0.99), bias_correction=correct, b_gram="moved" if moved else "old", **options
+        pairs,
+        weight_decay=gamma,
+        betas=(0.9, 0.99),
+        bias_correction=correct,
+        b_gram="moved" if moved else "old",
+        **options,
     )
     expected = [
         literal(a, b, g, 50, gamma=gamma, beta1=0.9, beta2=0.99, correct=correct, moved=moved, **options)
-        for a, b, g in zip(A, B, grads)
+        for a, b, g in zip(A, B, grads, strict=False)
     ]
     for t in range(50):
-        for pair, grad in zip(pairs, grads):
+        for pair, grad in zip(pairs, grads, strict=False):
             G = torch.tensor(grad(t, pair.A.detach().numpy(), pair.B.detach().numpy()))
             pair.A.grad, pair.B.grad = S * pair.B.detach().T @ G, S * G @ pair.A.detach().T
         optimizer.step()
-        for pair, trace in zip(pairs, expected):
+        for pair, trace in zip(pairs, expected, strict=False):
             for ours, theirs in ((pair.A, trace[t][0]), (pair.B, trace[t][1])):
                 assert np.abs(ours.detach().numpy() - theirs).max() <= 1e-9 * np.abs(theirs).max()

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrx import files
 from lrx.errors import UserError
-from lrx.results import files
 from lrx.results.record import (
     AlreadyThere,
     Part,

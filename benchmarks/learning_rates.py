@@ -1,0 +1,81 @@
+"""Tuning: every method gets the same number of learning rates on the selection split; the best one is written down.
+
+    python -m benchmarks.learning_rates                  # all methods of the reference table
+    python -m benchmarks.learning_rates lora altlora     # some of them (several processes may share the work)
+    python -m benchmarks.learning_rates --write          # write the winners to conf/tuned/mini/glue/
+
+Runs are ordinary runs below ``results/tuning`` with a seed of their own (100), so that none of them is a run of the
+table; finished ones are skipped. The score of a learning rate is the mean over the sub-tasks of the selection split's
+primary metric after the last step. Test splits play no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from lrx import config, launch
+from lrx.paths import conf_dir
+from lrx.results.record import read, record_path
+
+RATES = {
+    "head": [1e-3, 3e-3, 1e-2, 3e-2],
+    "full": [3e-5, 1e-4, 3e-4, 1e-3],
+    "lora": [5e-4, 1e-3, 2e-3, 5e-3],
+    "altlora": [3.0, 10.0, 30.0, 100.0],
+    "altlora_plus": [1e-4, 3e-4, 1e-3, 3e-3],
+}
+SUBSETS = ("sentiment", "intensity")
+COMMON = [
+    "seed=100",
+    "logger=none",
+    "trainer.evaluations=1",
+    f"task.subset=[{','.join(SUBSETS)}]",
+    "task.eval_limit=500",
+]
+
+
+def overrides(method: str, rate: float, root: str) -> list[str]:
+    """The command line of one trial."""
+    return [f"method={method}", f"method.lr={rate}", *COMMON, f"paths.root={root}"]
+
+
+def score(method: str, rate: float, root: str) -> float | None:
+    """Mean selection score of a finished trial, None for one that has not been run or did not finish."""
+    name = config.run_id(config.settings_of(config.compose(overrides(method, rate, root))))
+    path = record_path(root, name)
+    if not path.exists() or (record := read(path)).status != "finished":
+        return None
+    return sum(part.last["select"][part.primary] for part in record.parts.values()) / len(record.parts)
+
+
+def write_winner(method: str, rate: float, scores: dict[float, float | None]) -> Path:
+    """Put ``rate`` into the method's tuned file, and the scores it was chosen by into its comment."""
+    path = conf_dir() / "tuned" / "mini" / "glue" / f"{method}.yaml"
+    settings = re.sub(r"\blr: [0-9.e+-]+", f"lr: {rate:g}", path.read_text().splitlines()[-1], count=1)
+    shown = ", ".join(f"{r:g}: {'failed' if s is None else f'{100 * s:.1f}'}" for r, s in scores.items())
+    comment = f"# python -m benchmarks.learning_rates --write; mean selection score of each lr: {shown}"
+    path.write_text(f"# @package _global_\n{comment}\n{settings}\n")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", default=list(RATES), metavar="METHOD")
+    parser.add_argument("--root", default="results/tuning")
+    parser.add_argument("--write", action="store_true", help="write the winners")
+    options = parser.parse_args()
+    for method in options.methods:
+        for rate in RATES[method]:
+            launch.main(overrides(method, rate, options.root))
+    for method in options.methods:
+        scores = {rate: score(method, rate, options.root) for rate in RATES[method]}
+        done = {rate: value for rate, value in scores.items() if value is not None}
+        print(f"{method:<13}", "  ".join(f"{r:g}: {'-' if s is None else f'{100 * s:.2f}'}" for r, s in scores.items()))
+        if options.write and len(done) == len(scores):
+            print("  wrote", write_winner(method, max(done, key=lambda rate: done[rate]), scores))
+
+
+if __name__ == "__main__":
+    main()
