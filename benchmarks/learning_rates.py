@@ -22,9 +22,9 @@ from lrx.results.record import read, record_path
 RATES = {
     "head": [1e-3, 3e-3, 1e-2, 3e-2],
     "full": [3e-5, 1e-4, 3e-4, 1e-3],
-    "lora": [5e-4, 1e-3, 2e-3, 5e-3],
+    "lora": [1e-3, 2e-3, 5e-3, 1e-2],
     "altlora": [3.0, 10.0, 30.0, 100.0],
-    "altlora_plus": [1e-4, 3e-4, 1e-3, 3e-3],
+    "altlora_plus": [1e-3, 3e-3, 1e-2, 3e-2],
 }
 SUBSETS = ("sentiment", "intensity")
 COMMON = [

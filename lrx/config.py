@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -76,10 +78,21 @@ def run_id(settings: Settings) -> str:
     return re.sub(r"[^A-Za-z0-9_+.-]", "_", "-".join([*parts, fingerprint(settings)[:10]]))
 
 
-def _data_digest(task: dict[str, Any]) -> str | None:
-    """Content digest of local data files; ``lrx.data.<task>.digest`` supplies it for tasks that read any."""
-    if task.get("source") != "local":
-        return None
-    from importlib import import_module
+def data_module(task: dict[str, Any]) -> Any:
+    """The task's torch-free module with ``check`` and ``digest``: ``<package>.data.<task>`` when its class is in
+    ``<package>.tasks``; None if there is none.
+    """
+    entry = registry.find("tasks", task["name"])
+    package = entry.module.rpartition(".tasks.")[0]
+    name = f"{package}.data.{task['name']}"
+    try:
+        found = bool(package) and importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        found = False
+    return importlib.import_module(name) if found else None
 
-    return str(import_module(f"lrx.data.{task['name']}").digest(task))
+
+def _data_digest(task: dict[str, Any]) -> str | None:
+    """Digest of the data a run reads (local files: their content), from the task's ``digest``."""
+    module = data_module(task)
+    return None if module is None else str(module.digest(task))

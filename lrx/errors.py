@@ -22,7 +22,7 @@ class RunFailed(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """``"did you mean 'altlora'? (choices: ...)"`` for the nearest of ``choices``; only the choices when none is near."""
+    """``"did you mean 'altlora'? (choices: ...)"`` for the nearest of ``choices``, or the choices alone."""
     names = sorted(set(choices))
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     listing = f"choices: {', '.join(names)}" if names else "there are none"

@@ -62,6 +62,7 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
     )
     if settings.rerun == "all":
         forget(folder)
+        record_path(settings.paths.root, run_id).unlink(missing_ok=True)  # its weights are gone, it no longer stands
     started = time.monotonic()
     tracker: Tracker | None = None
     try:

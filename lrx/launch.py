@@ -114,9 +114,7 @@ def run(config: DictConfig, outcome: Outcome, *, keep_going: bool = False) -> No
         settings = lrx_config.settings_of(config)
         check_data(settings)
         name = lrx_config.run_id(settings)
-        record_path = settings.paths.root / "records" / f"{name}.json"
-        if settings.mode == "train" and _finished(record_path, settings):
-            outcome.skipped.append(name)
+        if settings.mode == "train" and not _to_do(settings, name, outcome):
             return
         experiment = import_module("lrx.experiment")  # imports torch: only when there is something to do
         experiment.execute(settings, name)
@@ -135,21 +133,32 @@ def run(config: DictConfig, outcome: Outcome, *, keep_going: bool = False) -> No
 
 def check_data(settings: Settings) -> None:
     """Let the task look at its options and files before anything heavy is imported. Raises ``UserError``."""
-    module = import_module(f"lrx.data.{settings.task['name']}")
-    module.check(settings.task, settings.mode)
+    module = lrx_config.data_module(settings.task)
+    if module is not None:
+        module.check(settings.task, settings.mode)
 
 
-def _finished(record_path: Any, settings: Settings) -> bool:
+def _to_do(settings: Settings, name: str, outcome: Outcome) -> bool:
+    """Whether the run is to be carried out; if not, says why and counts it in ``outcome``.
+
+    A finished run is repeated with ``rerun=all`` only, one that failed (diverged, ran out of memory) with
+    ``rerun=failed`` or ``all``; an interrupted one always goes on.
+    """
     from lrx.results import record, summary
 
-    if settings.rerun == "all" or not record_path.exists():
+    path = record.record_path(settings.paths.root, name)
+    if settings.rerun == "all" or not path.exists():
+        return True
+    found = record.read(path)
+    if found.status == "finished":
+        print(summary.render(found))
+        print(f"already finished, nothing done; rerun=all repeats it: {path}")
+        outcome.skipped.append(name)
         return False
-    found = record.read(record_path)
-    if found.status != "finished":
-        return False
-    print(summary.render(found))
-    print(f"already finished, nothing done; rerun=all repeats it: {record_path}")
-    return True
+    if found.status == "interrupted" or settings.rerun == "failed":
+        return True
+    outcome.failed.append((name, f"{found.message} (an earlier attempt; rerun=failed tries again)"))
+    return False
 
 
 def _overrides() -> str:

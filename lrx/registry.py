@@ -81,7 +81,10 @@ def load(kind: str, name: str) -> type:
 
 
 def _read(kind: str, module: str, path: Path) -> list[Entry]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
     doc = ast.get_docstring(tree) or ""
     found = []
     for node in tree.body:
@@ -90,7 +93,7 @@ def _read(kind: str, module: str, path: Path) -> list[Entry]:
         attributes = _literals(node)
         name = attributes.get("name")
         if isinstance(name, str):
-            signature = _signature(node)
+            signature = _signature(node, path)
             class_doc = ast.get_docstring(node) or ""
             found.append(Entry(kind, name, module, path, node.name, doc, class_doc, attributes, signature))
     return found
@@ -117,13 +120,22 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
     return values
 
 
-def _signature(node: ast.ClassDef) -> dict[str, tuple[str, Any]]:
+def _signature(node: ast.ClassDef, path: Path) -> dict[str, tuple[str, Any]]:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             arguments = item.args
+            if len(arguments.args) > 1:
+                name = arguments.args[1].arg
+                raise UserError(f"{path}:{item.lineno}: {node.name}: argument {name!r} must stand behind a '*'")
             result: dict[str, tuple[str, Any]] = {}
             for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
                 annotation = ast.unparse(arg.annotation) if arg.annotation else "Any"
-                result[arg.arg] = (annotation, REQUIRED if default is None else ast.literal_eval(default))
+                try:
+                    result[arg.arg] = (annotation, REQUIRED if default is None else ast.literal_eval(default))
+                except ValueError:
+                    raise UserError(
+                        f"{path}:{item.lineno}: {node.name}: the default of {arg.arg!r} must be a plain literal; "
+                        "it is read without running the file"
+                    ) from None
             return result
     return {}

@@ -35,7 +35,7 @@ class Trainer(Section):
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: int | str
     strategy: str
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     max_steps: int | None = Field(ge=0)
     max_epochs: PositiveInt | None
     accumulate: PositiveInt
@@ -105,7 +105,7 @@ def validate(config: dict[str, Any]) -> Settings:
     config = dict(config)
     for section, (kind, key) in sections.items():
         given = config.get(section)
-        if not isinstance(given, dict) or not isinstance(given.get(key), str):
+        if not isinstance(given, dict) or not all(isinstance(given.get(k), str) for k in {key, "name"}):
             raise UserError(f"{section}: choose one with {section}=NAME (python -m lrx list {kind})")
         config[section] = _check_arguments(section, kind, key, given)
     try:
@@ -129,7 +129,7 @@ def _check_arguments(section: str, kind: str, key: str, given: dict[str, Any]) -
                 f"{section}.{name}: {given['name']} has no such option; {did_you_mean(name, entry.signature)}"
             )
         annotation = entry.signature[name][0]
-        adapter = TypeAdapter(eval(annotation, {"__builtins__": {}}, _ANNOTATIONS))
+        adapter = _adapter(annotation, entry, name)
         try:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:
@@ -139,6 +139,16 @@ def _check_arguments(section: str, kind: str, key: str, given: dict[str, Any]) -
         if name not in checked and default is registry.REQUIRED:
             raise UserError(f"{section}.{name} is missing: expected {annotation}")
     return checked
+
+
+def _adapter(annotation: str, entry: registry.Entry, argument: str) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(eval(annotation, {"__builtins__": {}}, _ANNOTATIONS))  # the text of an installed source file
+    except Exception:
+        raise UserError(
+            f"{entry.path}: {entry.class_name}: the type of {argument!r}, {annotation}, cannot be read without running "
+            f"the file; use {', '.join(_ANNOTATIONS)}"
+        ) from None
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -1,4 +1,4 @@
-"""The contract of a model: ``Model(**options).build(inputs, outputs) -> Backbone`` with a uniform ``forward(batch)``."""
+"""The contract of a model: ``Model(**options).build(inputs, outputs, seed)`` with a uniform ``forward(batch)``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class Backbone(nn.Module):
     """A built model. Methods adapt ``net``; tasks call ``forward(batch)``.
 
     ``net``: the wrapped network, pretrained or random. ``head``: name prefixes inside ``net`` of the task head, which
-    every method trains and none adapts. ``roles``: role (``query``, ``value``, ...) -> a pattern for the end
-    of the names of the layers that play it, for ``target_modules``. ``tokenizer``: for text inputs, else None. ``reads``: how text reaches it:
-    ``"pair"`` (sentence pair to an encoder or decoder with a head) or ``"text_to_text"``.
+    every method trains and none adapts. ``roles``: role (``query``, ``value``, ...) -> a pattern for the end of the
+    names of the layers that play it, for ``target_modules``. ``tokenizer``: for text inputs, else None. ``reads``: how
+    a batch reaches it: ``"pair"`` (one or two sentences, to an encoder or decoder with a head), ``"text_to_text"`` or
+    ``"image"``.
 
     ``forward(batch)``: a batch as the task collates it -> (batch, size) scores or values in float32.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrx.errors import UserError
 from lrx.models.base import Backbone, Inputs, Model, Outputs
@@ -78,7 +78,7 @@ class SequenceClassifier(Model):
             raise UserError(f"model: architecture {kind!r} has no roles here yet; known: {', '.join(sorted(ROLES))}")
         return TransformerBackbone(net, head=HEADS[kind], roles=ROLES[kind], tokenizer=tokenizer)
 
-    def _random(self, outputs: Outputs) -> tuple[nn.Module, Any]:
+    def _random(self, outputs: Outputs) -> tuple[Any, Any]:
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         tokenizer = load_tokenizer(str(self.tokenizer), None)
@@ -86,7 +86,7 @@ class SequenceClassifier(Model):
         config = AutoConfig.for_model(**options, num_labels=outputs.size)
         return AutoModelForSequenceClassification.from_config(config, attn_implementation=self.attention), tokenizer
 
-    def _pretrained(self, outputs: Outputs) -> tuple[nn.Module, Any]:
+    def _pretrained(self, outputs: Outputs) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification
 
         where, local = resolve(self.weights, str(self.path))

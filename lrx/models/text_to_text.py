@@ -69,7 +69,7 @@ class TextToText(Model):
         where, local = resolve(self.weights, str(self.path))
         try:
             net = T5ForConditionalGeneration.from_pretrained(
-                where, dtype=torch.float32, revision=self.revision, local_files_only=local
+                where, dtype=torch.float32, revision=self.revision or "main", local_files_only=local
             )
             return net, load_tokenizer(self.tokenizer or where, self.revision, local)
         except OSError as error:

@@ -52,7 +52,7 @@ class VisionTransformer(Model):
             else:
                 where, local = resolve(self.weights, str(self.path))
                 net = ViTForImageClassification.from_pretrained(
-                    where, num_labels=outputs.size, revision=self.revision, local_files_only=local
+                    where, num_labels=outputs.size, revision=self.revision or "main", local_files_only=local
                 )
         return VisionBackbone(net, head=("classifier",), roles=ROLES, reads="image")
 

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a Python package, a local folder, or the hub. Never silently from another place."""
+"""Where pretrained weights come from: a Python package, a local folder or the hub; never silently from another."""
 
 from __future__ import annotations
 

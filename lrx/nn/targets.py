@@ -24,9 +24,9 @@ def find_targets(
 
     ``targets`` is ``"all-linear"`` (every module of ``kinds`` outside the task head), a list of names, or one string.
     A name in a list selects by role (``query``, ``key``, ``value``, ``output``, ``mlp_in``, ``mlp_out``: the model's
-    ``roles`` give a pattern for the end of those layers' names) or else by the last parts of a name, as PEFT does. A single string
-    other than a role is a regular expression that must match a layer's whole name. ``head``: name prefixes of the
-    task head, which no target selects.
+    ``roles`` give a pattern for the end of those layers' names) or else by the last parts of a name, as PEFT does. A
+    single string other than a role is a regular expression that must match a layer's whole name. ``head``: name
+    prefixes of the task head, which no target selects.
 
     Raises ``UserError`` when an entry selects nothing.
     """

@@ -113,8 +113,8 @@ def test_read_only_and_full_file_systems(smoke, options: str, words: str, tmp_pa
         pytest.skip("this container does not allow mounting")
     try:
         keep = [o for o in smoke if "paths" not in o]
-        result = command("run.py", "method=lora", *keep, f"paths.root={where}/results", "callbacks.checkpoint.every_n_steps=1",
-                         "trainer.max_steps=40", "method.rank=32")  # fmt: skip
+        heavy = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=40", "method.rank=32"]
+        result = command("run.py", "method=lora", *keep, f"paths.root={where}/results", *heavy)
         assert result.code in (1, 2), result
         assert "Traceback" not in result.err
         assert words in result.err
