@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save
 
 from lrx import registry
 from lrx.callbacks.costs import Costs
 from lrx.callbacks.metric_log import MetricLog
+from lrx.callbacks.progress import StepProgress
 from lrx.callbacks.selection import Selection
 from lrx.callbacks.stop import StopSignals
 from lrx.errors import UserError
@@ -126,7 +127,7 @@ def fit(
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [*meters, log, StopSignals(checkpoints), *snapshots(settings, checkpoints)]
     if interactive:
-        callbacks.append(ProgressBar(task.name))
+        callbacks.append(StepProgress(task.name, selection))
     trainer = pl.Trainer(
         accelerator=settings.trainer.accelerator,
         devices=settings.trainer.devices,
@@ -138,7 +139,7 @@ def fit(
         gradient_clip_val=settings.trainer.clip,
         logger=False,
         callbacks=callbacks,
-        enable_progress_bar=interactive,
+        enable_progress_bar=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -241,19 +242,6 @@ def newest_readable(folder: Path) -> Path | None:
                 f"warning: checkpoint {path} cannot be read ({type(error).__name__}); using an earlier one", flush=True
             )
     return max(found)[1] if found else None
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's rich bar with the part's name and the loss, read only when the bar is redrawn."""
-
-    def __init__(self, part: str) -> None:
-        super().__init__(refresh_rate=5)
-        self.part = part
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        assert isinstance(pl_module, Supervised)
-        loss = float(pl_module.last_loss)
-        return {self.part: f"step {trainer.global_step}/{pl_module.schedule.steps}", "loss": f"{loss:.4f}"}
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:
