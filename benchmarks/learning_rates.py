@@ -20,11 +20,11 @@ from lrx.paths import conf_dir
 from lrx.results.record import read, record_path
 
 RATES = {
-    "head": [1e-3, 3e-3, 1e-2, 3e-2],
-    "full": [3e-5, 1e-4, 3e-4, 1e-3],
-    "lora": [1e-3, 2e-3, 5e-3, 1e-2],
-    "altlora": [3.0, 10.0, 30.0, 100.0],
-    "altlora_plus": [1e-3, 3e-3, 1e-2, 3e-2],
+    "head": [1e-3, 3e-3, 1e-2],
+    "full": [1e-4, 3e-4, 1e-3],
+    "lora": [1e-3, 3e-3, 1e-2],
+    "altlora": [1.0, 3.0, 10.0],
+    "altlora_plus": [1e-3, 3e-3, 1e-2],
 }
 SUBSETS = ("sentiment", "intensity")
 COMMON = [
@@ -68,7 +68,9 @@ def main() -> None:
     options = parser.parse_args()
     for method in options.methods:
         for rate in RATES[method]:
-            launch.main(overrides(method, rate, options.root))
+            code = launch.main(overrides(method, rate, options.root))
+            if code >= 128:  # ended by a signal, and so is this program
+                raise SystemExit(code)
     for method in options.methods:
         scores = {rate: score(method, rate, options.root) for rate in RATES[method]}
         done = {rate: value for rate, value in scores.items() if value is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 import warnings
@@ -22,8 +21,10 @@ from lrx.results.record import RunRecord, record_path
 from lrx.results.summary import render
 from lrx.schema import Settings
 from lrx.tasks.base import Suite
-from lrx.trackers import Tracker, open_tracker
+from lrx.trackers import Tracker, is_rank_zero, open_tracker
 from lrx.training import train_part
+
+DEFAULT_THREADS = torch.get_num_threads()
 
 
 def execute(settings: Settings, run_id: str) -> RunRecord:
@@ -33,8 +34,7 @@ def execute(settings: Settings, run_id: str) -> RunRecord:
     wrong (no record is left), ``RunFailed`` when a run began and did not finish.
     """
     quiet_libraries()
-    if settings.trainer.threads is not None:
-        torch.set_num_threads(settings.trainer.threads)
+    torch.set_num_threads(settings.trainer.threads or DEFAULT_THREADS)  # an earlier run of a sweep may have set it
     folder = settings.paths.root / "runs" / run_id
     with only_one(folder):
         if settings.mode == "eval":
@@ -108,9 +108,10 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
             record.finished = _now()
             record.save(settings.paths.root, overwrite=True)
     for done in folder.glob("*/part.json"):
-        done.unlink()  # the record has it all; without one, the run is to be repeated, not pieced together
-    print(render(record))
-    print(f"record: {record_path(settings.paths.root, run_id)}")
+        done.unlink(missing_ok=True)  # the record has it all; without one, the run is to be repeated, not pieced together
+    if is_rank_zero():
+        print(render(record))
+        print(f"record: {record_path(settings.paths.root, run_id)}")
     return record
 
 
@@ -169,11 +170,6 @@ def forget(folder: Path) -> None:
             shutil.rmtree(child)
         elif child.name != ".lock":
             child.unlink()
-
-
-def is_rank_zero() -> bool:
-    """False in the helper processes that a distributed strategy starts."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
 
 
 def settings_path_problem(error: OSError, root: Path) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from lrx.errors import UserError
 from lrx.experiment import build_suite, quiet_libraries
 from lrx.methods.export import to_merged, to_peft
+from lrx.models.weights import resolve
 from lrx.results.record import read
-from lrx.schema import validate
+from lrx.rescore import read_weights
+from lrx.schema import Settings, validate
 from lrx.training import assemble
 
 
@@ -30,18 +30,25 @@ def export_record(path: Path, form: str, out: Path | None = None) -> list[Path]:
     written = []
     for task in build_suite(settings).parts():
         weights = run_folder / task.name / "adapter.safetensors"
-        if not weights.exists():
-            raise UserError(f"{weights} is missing; rerun=all trains it again")
+        state = read_weights(weights)
         backbone, method = assemble(task, settings)
         if form == "peft" and method.peft_form is None:
             raise UserError(f"method {record.method!r} is no plain LoRA, PEFT cannot load it; use --format merged")
         if form == "merged" and not method.mergeable:
             raise UserError(f"method {record.method!r} cannot be merged into plain weights")
-        method.load_adapter(backbone, load_file(weights))
+        method.load_adapter(backbone, state)
         folder = (out or run_folder / f"export-{form}") / task.name
         if form == "peft":
-            to_peft(method, backbone, folder, str(settings.model.get("path") or settings.model["name"]))
+            to_peft(method, backbone, folder, _base_model(settings))
         else:
             to_merged(method, backbone, folder)
         written.append(folder)
     return written
+
+
+def _base_model(settings: Settings) -> str | None:
+    """What ``from_pretrained`` reads the backbone by: a hub name or a folder; None where it has random weights."""
+    source, path = settings.model.get("weights"), settings.model.get("path")
+    if source == "package":
+        return resolve(source, path)[0]
+    return str(Path(path).resolve()) if source == "local" else path

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lrx.errors import RunFailed, UserError
 from lrx.experiment import build_suite
@@ -46,13 +48,21 @@ def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
 
 def score_stored(task: Task, settings: Settings, folder: Path) -> dict[str, dict[str, float]]:
     """Metrics of the reported splits with the weights in ``folder/adapter.safetensors``."""
-    weights = folder / "adapter.safetensors"
-    if not weights.exists():
-        raise UserError(f"mode=eval: {weights} is missing; rerun=all trains it again")
+    state = read_weights(folder / "adapter.safetensors")
     backbone, method = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
     try:
-        method.load_adapter(backbone, load_file(weights))
+        method.load_adapter(backbone, state)
     except ValueError as error:
-        raise UserError(f"mode=eval: {weights} does not fit this run: {error}") from None
+        raise UserError(f"mode=eval: {folder / 'adapter.safetensors'} does not fit this run: {error}") from None
     return {split: score_split(backbone, task, split, settings.trainer.precision) for split in task.reported}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The stored weights of a part. Raises ``UserError`` when they are gone or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; rerun=all trains it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); rerun=all trains it again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -13,6 +14,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from lrx.results.record import RunRecord
 from lrx.schema import Settings
+
+
+def is_rank_zero() -> bool:
+    """False in the helper processes that a distributed strategy starts."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
 
 
 @dataclass
@@ -30,13 +36,11 @@ class Tracker:
         for logger in self.loggers:
             try:
                 if isinstance(logger, WandbLogger):
-                    run = logger.experiment
                     for name, part in record.parts.items():
                         for split, metrics in part.metrics.items():
-                            run.summary.update({f"{name}/{split}/{key}": value for key, value in metrics.items()})
-                    run.finish(exit_code=0 if success else 1)
-                else:
-                    logger.finalize("success" if success else "failed")
+                            values = {f"{name}/{split}/{key}": value for key, value in metrics.items()}
+                            logger.experiment.summary.update(values)
+                finish(logger, success)
             except Exception as error:  # a tracker must never cost a run its record
                 warn(type(logger).__name__, error)
 
@@ -44,6 +48,8 @@ class Tracker:
 def open_tracker(settings: Settings, run_id: str, folder: Path) -> Tracker:
     """The logger that ``logger=...`` asks for; with a warning none, when it cannot be opened."""
     choice = settings.logger
+    if not is_rank_zero():
+        return Tracker()
     try:
         if choice.kind == "wandb":
             return Tracker([_wandb(settings, run_id, folder)])
@@ -60,6 +66,8 @@ def _wandb(settings: Settings, run_id: str, folder: Path) -> Logger:
     import wandb
 
     choice = settings.logger
+    if choice.online and not wandb.api.api_key:
+        raise RuntimeError("no API key: run `wandb login`")  # wandb itself would ask on the terminal and wait
     wandb_folder = folder / "wandb"
     wandb_folder.mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
@@ -68,12 +76,20 @@ def _wandb(settings: Settings, run_id: str, folder: Path) -> Logger:
         entity=choice.entity,
         group=choice.group or (settings.sweep or {}).get("name") or settings.task["name"],
         save_dir=str(wandb_folder.parent),
-        offline=not choice.online,
+        mode="online" if choice.online else "offline",  # offline=True would set WANDB_MODE for the whole process
         config=settings.model_dump(mode="json", exclude={"sweep", "paths"}),
         settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True, disable_git=True),
     )
     _ = logger.experiment  # starts the run now, so that a failure is found here and not in the middle of training
     return logger
+
+
+def finish(logger: Logger, success: bool) -> None:
+    """End a logger's run."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish(exit_code=0 if success else 1)
+    else:
+        logger.finalize("success" if success else "failed")
 
 
 def warn(name: str, error: BaseException) -> None:
@@ -91,4 +107,6 @@ def mirror(loggers: list[Logger], values: dict[str, Any], step: int) -> list[Log
             working.append(logger)
         except Exception as error:
             warn(type(logger).__name__, error)
+            with contextlib.suppress(Exception):
+                finish(logger, success=False)  # left open, wandb's run would take in the next run of a sweep
     return working

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -72,7 +73,7 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     selection = Selection(
         steps=evaluation_steps(schedule.steps, settings.trainer.evaluations),
         split="select" if task.size("select") else None,
-        best_file=folder / "best.safetensors",
+        best_file=folder / f"best{os.environ.get('LOCAL_RANK', '')}.safetensors",  # one for each process of a run
         precision=settings.trainer.precision,
         patience=settings.trainer.patience,
     )
@@ -101,10 +102,18 @@ def plan(task: Task, settings: Settings) -> Schedule:
         raise UserError(f"task {task.name}: there is no training split here; mode=eval scores an already trained run")
     limits = [] if trainer.max_steps is None else [trainer.max_steps]
     if trainer.max_epochs is not None:
-        batches = len(task.train_dataloader())
+        batches = math.ceil(len(task.train_dataloader()) / processes(settings))
         limits.append(math.ceil(batches / trainer.accumulate) * trainer.max_epochs)
     steps = min(limits)
     return Schedule(trainer.schedule, steps, round(steps * trainer.warmup_ratio))
+
+
+def processes(settings: Settings) -> int:
+    """How many processes share each optimizer step."""
+    devices = settings.trainer.devices
+    if settings.trainer.strategy == "auto":
+        return 1
+    return devices if isinstance(devices, int) else max(1, torch.cuda.device_count())
 
 
 def evaluation_steps(steps: int, count: int) -> set[int]:
@@ -148,7 +157,7 @@ def fit(
     checkpoint = newest_readable(checkpoints)
     if checkpoint is not None:
         print(f"{task.name}: going on from {checkpoint.name}", flush=True)
-    trainer.fit(module, train_dataloaders=task.train_dataloader(), ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=task, ckpt_path=checkpoint, weights_only=True)
     module.backbone.to(trainer.strategy.root_device)
 
 

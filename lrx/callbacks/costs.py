@@ -48,9 +48,10 @@ class Costs(pl.Callback):
         self.seconds.append(time.perf_counter() - self._start)
         self.examples += len(batch["index"])
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Also called where a resumed run has no step left to take; ``on_train_end`` is not."""
         self.state_bytes = state_bytes(trainer.optimizers[0])
-        if module.device.type == "cuda":
+        if trainer.strategy.root_device.type == "cuda":  # the module has left it by now
             self.peak_memory = torch.cuda.max_memory_allocated()
         else:
             self.peak_memory = peak_resident()

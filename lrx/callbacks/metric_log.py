@@ -35,6 +35,8 @@ class MetricLog(pl.Callback):
         """Drop what was logged after the checkpoint that this run resumes from."""
         self._logged_step, self._evaluations = trainer.global_step, len(self.selection.history)
         self._started = time.monotonic()
+        if not trainer.is_global_zero:
+            return
         kept = []
         if self.path.exists():
             for line in self.path.read_text().splitlines():
@@ -50,6 +52,8 @@ class MetricLog(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         step = trainer.global_step
         assert isinstance(module, Supervised)
+        if not trainer.is_global_zero:
+            return
         if step != self._logged_step and (step % self.every == 0 or step == 1 or step == module.schedule.steps):
             self._logged_step = step
             loss = float(module.last_loss)

@@ -34,6 +34,11 @@ class Selection(pl.Callback):
         self.waited = 0
         self._done_step = -1
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A run that had stopped early when it broke off does not train on."""
+        if self.patience is not None and self.waited >= self.patience:
+            trainer.should_stop = True
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         step = trainer.global_step
         if step == self._done_step or step not in self.steps or self.split is None:
