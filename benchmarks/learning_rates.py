@@ -5,8 +5,8 @@
     python -m benchmarks.learning_rates --write          # write the winners to conf/tuned/mini/glue/
 
 Runs are ordinary runs below ``results/tuning`` with a seed of their own (100), so that none of them is a run of the
-table; finished ones are skipped. The score of a learning rate is the mean over the sub-tasks of the selection split's
-primary metric after the last step. Test splits play no part.
+table; finished ones are skipped. The score of a learning rate is the selection split's primary metric after the last
+step, averaged over ``SUBSETS`` (one sub-task: the rates serve the other two untuned). Test splits play no part.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RATES = {
     "head": [1e-3, 3e-3, 1e-2],
     "full": [1e-4, 3e-4, 1e-3],
     "lora": [1e-3, 3e-3, 1e-2],
-    "altlora": [1.0, 3.0, 10.0],
+    "altlora": [3.0, 10.0, 30.0],
     "altlora_plus": [1e-3, 3e-3, 1e-2],
 }
-SUBSETS = ("sentiment", "intensity")
+SUBSETS = ("sentiment",)
 COMMON = [
     "seed=100",
     "logger=none",

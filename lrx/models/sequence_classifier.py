@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lrx.errors import UserError
+from lrx.errors import UserError, did_you_mean
 from lrx.models.base import Backbone, Inputs, Model, Outputs
-from lrx.models.weights import resolve
+from lrx.models.weights import check_options, explained, load, resolve
 
 # Roles of linear layers by architecture (`model_type`): patterns for the end of their names, for target_modules.
 ROLES = {
@@ -74,31 +74,29 @@ class SequenceClassifier(Model):
         if net.config.pad_token_id is None:
             net.config.pad_token_id = tokenizer.pad_token_id
         kind = net.config.model_type
-        if kind not in ROLES:
-            raise UserError(f"model: architecture {kind!r} has no roles here yet; known: {', '.join(sorted(ROLES))}")
         return TransformerBackbone(net, head=HEADS[kind], roles=ROLES[kind], tokenizer=tokenizer)
 
     def _random(self, outputs: Outputs) -> tuple[Any, Any]:
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification
 
         tokenizer = load_tokenizer(str(self.tokenizer), None)
         options = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)} | dict(self.config or {})
-        config = AutoConfig.for_model(**options, num_labels=outputs.size)
-        return AutoModelForSequenceClassification.from_config(config, attn_implementation=self.attention), tokenizer
+        kind = options.get("model_type")
+        if kind not in ROLES:
+            raise UserError(f"model.config.model_type={kind!r}: not known here; {did_you_mean(str(kind), ROLES)}")
+        check_options(CONFIG_MAPPING[kind], options)
+        with explained("model.config"):
+            config = AutoConfig.for_model(**options, num_labels=outputs.size)
+            net = AutoModelForSequenceClassification.from_config(config, attn_implementation=self.attention)
+        return net, tokenizer
 
     def _pretrained(self, outputs: Outputs) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification
 
-        where, local = resolve(self.weights, str(self.path))
-        options = {"revision": self.revision, "local_files_only": local}
-        try:
-            net = AutoModelForSequenceClassification.from_pretrained(
-                where, num_labels=outputs.size, dtype=torch.float32, attn_implementation=self.attention, **options
-            )
-            tokenizer = load_tokenizer(self.tokenizer or where, self.revision, local)
-        except OSError as error:
-            raise UserError(f"model weights {self.path!r}: {' '.join(str(error).split())[:200]}") from None
-        return net, tokenizer
+        path, options = str(self.path), {"num_labels": outputs.size, "attn_implementation": self.attention}
+        net = load(AutoModelForSequenceClassification, self.weights, path, self.revision, HEADS, **options)
+        where, local = resolve(self.weights, path, self.revision)
+        return net, load_tokenizer(self.tokenizer or where, self.revision, local)
 
 
 class TransformerBackbone(Backbone):
@@ -115,7 +113,8 @@ def load_tokenizer(where: str, revision: str | None, local: bool = True) -> Any:
 
     if where.startswith("package:"):
         where, local = resolve("package", where.removeprefix("package:"))
-    tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, local_files_only=local)
+    with explained(f"tokenizer {where!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or "main", local_files_only=local)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

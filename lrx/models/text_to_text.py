@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lrx.errors import UserError
 from lrx.models.base import Backbone, Inputs, Model, Outputs
 from lrx.models.sequence_classifier import load_tokenizer
-from lrx.models.weights import resolve
+from lrx.models.weights import check_options, explained, load, resolve
 
 ROLES = {"query": "q", "key": "k", "value": "v", "output": "o", "mlp_in": "wi(_[01])?", "mlp_out": "wo"}
 
@@ -59,21 +59,19 @@ class TextToText(Model):
         from transformers import T5Config, T5ForConditionalGeneration
 
         tokenizer = load_tokenizer(str(self.tokenizer), None)
-        config = T5Config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **(self.config or {}))
-        config.decoder_start_token_id = tokenizer.pad_token_id
-        return T5ForConditionalGeneration(config), tokenizer
+        pad = tokenizer.pad_token_id
+        options = {"vocab_size": len(tokenizer), "pad_token_id": pad, "decoder_start_token_id": pad}
+        check_options(T5Config, self.config or {})
+        with explained("model.config"):
+            return T5ForConditionalGeneration(T5Config(**{**options, **(self.config or {})})), tokenizer
 
     def _pretrained(self) -> tuple[nn.Module, Any]:
         from transformers import T5ForConditionalGeneration
 
-        where, local = resolve(self.weights, str(self.path))
-        try:
-            net = T5ForConditionalGeneration.from_pretrained(
-                where, dtype=torch.float32, revision=self.revision or "main", local_files_only=local
-            )
-            return net, load_tokenizer(self.tokenizer or where, self.revision, local)
-        except OSError as error:
-            raise UserError(f"model weights {self.path!r}: {' '.join(str(error).split())[:200]}") from None
+        path = str(self.path)
+        net = load(T5ForConditionalGeneration, self.weights, path, self.revision, {"t5": ()})
+        where, local = resolve(self.weights, path, self.revision)
+        return net, load_tokenizer(self.tokenizer or where, self.revision, local)
 
 
 class TextToTextBackbone(Backbone):

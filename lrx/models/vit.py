@@ -9,12 +9,14 @@ from torch import Tensor
 
 from lrx.errors import UserError
 from lrx.models.base import Backbone, Inputs, Model, Outputs
-from lrx.models.weights import resolve
+from lrx.models.weights import check_options, explained, load
 
 ROLES = {
     "query": r"attention\.q_proj", "key": r"attention\.k_proj", "value": r"attention\.v_proj",
     "output": r"attention\.o_proj", "mlp_in": r"mlp\.fc1", "mlp_out": r"mlp\.fc2",
 }  # fmt: skip
+
+HEADS = {"vit": ("classifier",)}
 
 
 class VisionTransformer(Model):
@@ -46,14 +48,14 @@ class VisionTransformer(Model):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.weights == "random":
-                channels, height, _ = inputs.shape
-                shape = {"num_channels": channels, "image_size": height, "num_labels": outputs.size}
-                net = ViTForImageClassification(ViTConfig(**{**(self.config or {}), **shape}))
+                channels, *size = inputs.shape
+                shape = {"num_channels": channels, "image_size": size, "num_labels": outputs.size}
+                check_options(ViTConfig, self.config or {})
+                with explained("model.config"):
+                    net = ViTForImageClassification(ViTConfig(**{**(self.config or {}), **shape}))
             else:
-                where, local = resolve(self.weights, str(self.path))
-                net = ViTForImageClassification.from_pretrained(
-                    where, num_labels=outputs.size, revision=self.revision or "main", local_files_only=local
-                )
+                path, options = str(self.path), {"num_labels": outputs.size}
+                net = load(ViTForImageClassification, self.weights, path, self.revision, HEADS, **options)
         return VisionBackbone(net, head=("classifier",), roles=ROLES, reads="image")
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlparse
+from typing import Any
 
-from lrx.errors import UserError
+import torch
 
-HUB_TIMEOUT = 3.0  # seconds to reach the hub before we say that it cannot be reached
+from lrx.data import hub
+from lrx.errors import UserError, did_you_mean
 
 
-def resolve(source: str, path: str) -> tuple[str, bool]:
+def resolve(source: str, path: str, revision: str | None = None) -> tuple[str, bool]:
     """What to hand to ``from_pretrained`` and whether only local files may be read.
 
     ``source="package"``: ``path`` is ``package/folder`` inside an installed distribution; ``"local"``: a folder;
-    ``"hub"``: a repository id, read from the local cache when the hub cannot be reached.
+    ``"hub"``: a repository id, at ``revision``; read from the local cache when the hub cannot be reached.
 
     Raises ``UserError`` saying what to install, give or connect.
     """
@@ -32,31 +34,70 @@ def resolve(source: str, path: str) -> tuple[str, bool]:
         if not (Path(path) / "config.json").is_file():
             raise UserError(f"model.path={path!r}: no config.json there; give a folder saved by save_pretrained")
         return path, True
-    if hub_reachable():
+    problem = hub.unreachable()
+    if problem is None:
         return path, False
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
         return path, True
     raise UserError(
-        f"model weights {path!r}: the hub ({hub_endpoint()}) cannot be reached and the local cache lacks them; "
-        "connect, or give model.weights=local model.path=FOLDER, or use scale=mini"
+        f"model weights {path!r}: the hub cannot be reached ({problem}) and the local cache lacks them; "
+        "connect, set HF_ENDPOINT to a mirror, or give model.weights=local model.path=FOLDER, or use scale=mini"
     )
 
 
-def hub_endpoint() -> str:
-    """Address of the hub; ``HF_ENDPOINT`` overrides it."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+def load(
+    auto: Any, source: str, path: str, revision: str | None, heads: Mapping[str, Sequence[str]], **options: Any
+) -> Any:
+    """The network that ``auto.from_pretrained`` makes of the weights at ``path`` (see ``resolve``), in float32.
+
+    ``heads``: the architectures (``model_type``) that can be served, each with the modules that are new where the file
+    lacks them or has them in another shape. Raises ``UserError`` for another architecture, and when anything else is
+    lacking: that part of the network would be random.
+    """
+    from transformers import AutoConfig
+
+    where, local = resolve(source, path, revision)
+    which = {"revision": revision or "main", "local_files_only": local}
+    with explained(f"model weights {path!r}"):
+        kind = AutoConfig.from_pretrained(where, **which).model_type
+    if kind not in heads:
+        raise UserError(f"model weights {path!r}: architecture {kind!r} is not known here; {did_you_mean(kind, heads)}")
+    with explained(f"model weights {path!r}"):
+        net, found = auto.from_pretrained(
+            where,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **which,
+            **options,
+        )
+    new = tuple(f"{head}." for head in heads[kind])
+    lacking = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    if lacking := sorted(key for key in lacking if not key.startswith(new)):
+        raise UserError(
+            f"model weights {path!r}: {len(lacking)} tensors of {type(net).__name__} are missing or of another shape, "
+            f"e.g. {lacking[0]!r}; they would be random"
+        )
+    return net
 
 
-def hub_reachable() -> bool:
-    """Whether a connection to the hub opens within ``HUB_TIMEOUT``; False when ``HF_HUB_OFFLINE`` forbids it."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
-        return False
-    url = urlparse(hub_endpoint())
-    port = url.port or (443 if url.scheme == "https" else 80)
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn whatever a library raises about files, options or the network into a ``UserError`` of one line."""
     try:
-        with socket.create_connection((url.hostname or "", port), timeout=HUB_TIMEOUT):
-            return True
-    except OSError:
-        return False
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # OSError, ValueError, TypeError, ImportError, HTTP and safetensors errors
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {reason}") from None
+
+
+def check_options(config_class: Any, given: Mapping[str, Any]) -> None:
+    """Refuse keys of ``model.config`` that the architecture has not; transformers would keep them without a word."""
+    known = config_class().to_dict()
+    for key in given:
+        if key not in known:
+            raise UserError(f"model.config.{key}: {config_class.__name__} has no such key; {did_you_mean(key, known)}")
