@@ -6,7 +6,7 @@
 
 Runs are ordinary runs below ``results/tuning`` with a seed of their own (100), so that none of them is a run of the
 table; finished ones are skipped. The score of a learning rate is the selection split's primary metric after the last
-step, averaged over ``SUBSETS`` (one sub-task: the rates serve the other two untuned). Test splits play no part.
+step, averaged over ``SUBSETS``; the third sub-task takes what they choose. Test splits play no part.
 """
 
 from __future__ import annotations
@@ -26,28 +26,26 @@ RATES = {
     "altlora": [3.0, 10.0, 30.0],
     "altlora_plus": [1e-3, 3e-3, 1e-2],
 }
-SUBSETS = ("sentiment",)
-COMMON = [
-    "seed=100",
-    "logger=none",
-    "trainer.evaluations=1",
-    f"task.subset=[{','.join(SUBSETS)}]",
-    "task.eval_limit=500",
-]
+SUBSETS = ("sentiment", "intensity")  # a classification and a regression, one trial each
+COMMON = ["seed=100", "logger=none", "trainer.evaluations=1", "task.eval_limit=500"]
 
 
-def overrides(method: str, rate: float, root: str) -> list[str]:
+def overrides(method: str, rate: float, subset: str, root: str) -> list[str]:
     """The command line of one trial."""
-    return [f"method={method}", f"method.lr={rate}", *COMMON, f"paths.root={root}"]
+    return [f"method={method}", f"method.lr={rate}", f"task.subset=[{subset}]", *COMMON, f"paths.root={root}"]
 
 
 def score(method: str, rate: float, root: str) -> float | None:
-    """Mean selection score of a finished trial, None for one that has not been run or did not finish."""
-    name = config.run_id(config.settings_of(config.compose(overrides(method, rate, root))))
-    path = record_path(root, name)
-    if not path.exists() or (record := read(path)).status != "finished":
-        return None
-    return sum(part.last["select"][part.primary] for part in record.parts.values()) / len(record.parts)
+    """Mean selection score of the trials of a rate, None if one has not been run or did not finish."""
+    scores = []
+    for subset in SUBSETS:
+        settings = config.settings_of(config.compose(overrides(method, rate, subset, root)))
+        path = record_path(root, config.run_id(settings))
+        if not path.exists() or (record := read(path)).status != "finished":
+            return None
+        part = record.parts[subset]
+        scores.append(part.last["select"][part.primary])
+    return sum(scores) / len(scores)
 
 
 def write_winner(method: str, rate: float, scores: dict[float, float | None]) -> Path:
@@ -68,9 +66,10 @@ def main() -> None:
     options = parser.parse_args()
     for method in options.methods:
         for rate in RATES[method]:
-            code = launch.main(overrides(method, rate, options.root))
-            if code >= 128:  # ended by a signal, and so is this program
-                raise SystemExit(code)
+            for subset in SUBSETS:
+                code = launch.main(overrides(method, rate, subset, options.root))
+                if code >= 128:  # ended by a signal, and so is this program
+                    raise SystemExit(code)
     for method in options.methods:
         scores = {rate: score(method, rate, options.root) for rate in RATES[method]}
         done = {rate: value for rate, value in scores.items() if value is not None}

@@ -108,7 +108,8 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
             record.finished = _now()
             record.save(settings.paths.root, overwrite=True)
     for done in folder.glob("*/part.json"):
-        done.unlink(missing_ok=True)  # the record has it all; without one, the run is to be repeated, not pieced together
+        # The record has it all; without one, the run is to be repeated, not pieced together.
+        done.unlink(missing_ok=True)
     if is_rank_zero():
         print(render(record))
         print(f"record: {record_path(settings.paths.root, run_id)}")

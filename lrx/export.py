@@ -8,8 +8,8 @@ from lrx.errors import UserError
 from lrx.experiment import build_suite, quiet_libraries
 from lrx.methods.export import to_merged, to_peft
 from lrx.models.weights import resolve
-from lrx.results.record import read
 from lrx.rescore import read_weights
+from lrx.results.record import read
 from lrx.schema import Settings, validate
 from lrx.training import assemble
 
@@ -48,7 +48,7 @@ def export_record(path: Path, form: str, out: Path | None = None) -> list[Path]:
 
 def _base_model(settings: Settings) -> str | None:
     """What ``from_pretrained`` reads the backbone by: a hub name or a folder; None where it has random weights."""
-    source, path = settings.model.get("weights"), settings.model.get("path")
-    if source == "package":
-        return resolve(source, path)[0]
-    return str(Path(path).resolve()) if source == "local" else path
+    path = settings.model.get("path")
+    if path is None or settings.model["weights"] == "hub":
+        return path
+    return str(Path(resolve(settings.model["weights"], path)[0]).resolve())

@@ -68,20 +68,19 @@ def _wandb(settings: Settings, run_id: str, folder: Path) -> Logger:
     choice = settings.logger
     if choice.online and not wandb.api.api_key:
         raise RuntimeError("no API key: run `wandb login`")  # wandb itself would ask on the terminal and wait
-    wandb_folder = folder / "wandb"
-    wandb_folder.mkdir(parents=True, exist_ok=True)
-    logger = WandbLogger(
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    run = wandb.init(  # here and not by the first metric, so that a failure is found before training
         name=run_id,
         project=choice.project,
         entity=choice.entity,
         group=choice.group or (settings.sweep or {}).get("name") or settings.task["name"],
-        save_dir=str(wandb_folder.parent),
-        mode="online" if choice.online else "offline",  # offline=True would set WANDB_MODE for the whole process
+        dir=str(folder),
+        mode="online" if choice.online else "offline",
         config=settings.model_dump(mode="json", exclude={"sweep", "paths"}),
         settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True, disable_git=True),
+        reinit="finish_previous",
     )
-    _ = logger.experiment  # starts the run now, so that a failure is found here and not in the middle of training
-    return logger
+    return WandbLogger(experiment=run)
 
 
 def finish(logger: Logger, success: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,9 @@ def resolve(source: str, path: str, revision: str | None = None) -> tuple[str, b
         return path, False
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
-        return path, True
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return str(Path(cached).parent), True  # as a folder: asked for by its name, the hub would be tried all the same
     raise UserError(
         f"model weights {path!r}: the hub cannot be reached ({problem}) and the local cache lacks them; "
         "connect, set HF_ENDPOINT to a mirror, or give model.weights=local model.path=FOLDER, or use scale=mini"
@@ -75,10 +75,10 @@ def load(
         )
     new = tuple(f"{head}." for head in heads[kind])
     lacking = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    if lacking := sorted(key for key in lacking if not key.startswith(new)):
+    if random := sorted(key for key in lacking if not key.startswith(new)):
         raise UserError(
-            f"model weights {path!r}: {len(lacking)} tensors of {type(net).__name__} are missing or of another shape, "
-            f"e.g. {lacking[0]!r}; they would be random"
+            f"model weights {path!r}: {len(random)} tensors of {type(net).__name__} are missing or of another shape, "
+            f"e.g. {random[0]!r}; they would be random"
         )
     return net
 

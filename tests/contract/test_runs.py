@@ -31,7 +31,9 @@ def run(cli: Callable[..., Result], tmp_path: Path) -> Run:
     """``run(*overrides, root=...)``: a small run, which must succeed unless ``code`` says otherwise."""
 
     def call(*overrides: str, root: Path = tmp_path, code: int = 0) -> Result:
-        result = cli(*[o for o in overrides if o == "-m"], *SMALL, f"paths.root={root}", *[o for o in overrides if o != "-m"])
+        result = cli(
+            *[o for o in overrides if o == "-m"], *SMALL, f"paths.root={root}", *[o for o in overrides if o != "-m"]
+        )
         assert result.code == code, result
         if code:
             assert "Traceback" not in result.err
@@ -199,9 +201,10 @@ def test_bf16_keeps_the_factors_in_float32(run: Run, tmp_path: Path) -> None:
     factors = [t for name, t in weights(half).items() if name.endswith(".A")]
     assert factors
     assert all((t != t.bfloat16().float()).any() for t in factors)  # and were never rounded to it
-    assert "every metric equals the record" in run(
-        "method=altlora", "trainer.precision=bf16-mixed", "mode=eval", root=half
-    ).out
+    assert (
+        "every metric equals the record"
+        in run("method=altlora", "trainer.precision=bf16-mixed", "mode=eval", root=half).out
+    )
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
@@ -614,7 +617,9 @@ def test_a_sweep_runs_each_job_once(run: Run, tmp_path: Path) -> None:
     assert "1 run, 3 already finished, 0 failed" in third.out
     assert sorted(tmp_path.glob("records/*.json")) == records
     assert stored.read_bytes() == content  # it was trained again, not pieced together
-    assert {path: path.read_text() for path in records if path != lost} == {p: t for p, t in before.items() if p != lost}
+    assert {path: path.read_text() for path in records if path != lost} == {
+        p: t for p, t in before.items() if p != lost
+    }
     old = json.loads(before[lost])
     new = json.loads(lost.read_text())
     assert new["parts"] == old["parts"]
@@ -722,7 +727,11 @@ def test_an_exported_adapter_is_read_by_peft(run: Run, tmp_path: Path) -> None:
 def test_an_exported_merged_model_is_read_by_transformers(run: Run, tmp_path: Path, method: str) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    run(f"method={method}", *[o for o in TRAINED if method == "lora" or "lr=" not in o], *(["method.lr=0.001"] * (method == "full")))
+    run(
+        f"method={method}",
+        *[o for o in TRAINED if method == "lora" or "lr=" not in o],
+        *(["method.lr=0.001"] * (method == "full")),
+    )
     batch, expected = batch_and_logits(tmp_path)
     folder = export(tmp_path, "merged", tmp_path / "out")
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()

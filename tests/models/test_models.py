@@ -1,4 +1,4 @@
-"""Every model of ``conf/model`` keeps the contract of ``lrx/models/base.py``; weights come from where they are said to."""
+"""Every model of ``conf/model`` keeps the contract of ``lrx/models/base.py``; weights come from where they should."""
 
 from __future__ import annotations
 
@@ -53,13 +53,17 @@ def arguments(name: str) -> tuple[str, dict[str, Any]]:
     return model.pop("family"), model
 
 
-def build(name: str, seed: int = 0, outputs: Outputs = CLASSES, inputs: Inputs | None = None, **changed: Any) -> Backbone:
+def build(
+    name: str, seed: int = 0, outputs: Outputs = CLASSES, inputs: Inputs | None = None, **changed: Any
+) -> Backbone:
     family, options = arguments(name)
     inputs = inputs or (IMAGE if family == "vit" else SENTENCES)
     return registry.load("models", family)(**{**options, **changed}).build(inputs, outputs, seed)
 
 
-def batches(backbone: Backbone, texts: list[tuple[str, ...]], outputs: Outputs = CLASSES, size: int | None = None) -> list[dict[str, Tensor]]:
+def batches(
+    backbone: Backbone, texts: list[tuple[str, ...]], outputs: Outputs = CLASSES, size: int | None = None
+) -> list[dict[str, Tensor]]:
     """``texts`` as the tasks collate them, ``size`` to a batch (None: all in one)."""
     split = Split(texts, [i % outputs.size for i in range(len(texts))], [str(i) for i in range(len(texts))])
     instruction = outputs.instruction if backbone.reads == "text_to_text" else None
@@ -119,7 +123,7 @@ def test_a_pretrained_model_is_handed_over_in_training_mode_like_a_random_one() 
 # Layers by role: T5 attends in the encoder, in the decoder and across; the others once per layer.
 COUNTS = dict.fromkeys(("query", "key", "value", "output", "mlp_in", "mlp_out"), 2)
 ROLE_COUNTS = {
-    "minilm": {role: 6 for role in COUNTS},
+    "minilm": dict.fromkeys(COUNTS, 6),
     "tiny_bert": COUNTS,
     "tiny_llama": {**COUNTS, "mlp_gate": 2},
     "tiny_t5": {**dict.fromkeys(("query", "key", "value", "output"), 6), "mlp_in": 4, "mlp_out": 4},
@@ -131,7 +135,9 @@ ROLE_COUNTS = {
 
 
 def check_roles(name: str, backbone: Backbone) -> None:
-    by_role = {role: find_targets(backbone.net, [role], roles=backbone.roles, head=backbone.head) for role in backbone.roles}
+    by_role = {
+        role: find_targets(backbone.net, [role], roles=backbone.roles, head=backbone.head) for role in backbone.roles
+    }
     assert {role: len(found) for role, found in by_role.items()} == ROLE_COUNTS[name]
     every = [layer for found in by_role.values() for layer in found]
     assert len(set(every)) == len(every)  # roles do not overlap
@@ -383,7 +389,10 @@ def test_saved_weights_keep_the_contract(saved: dict[str, Path], name: str) -> N
     assert same(rest, again[1])
     assert same(rest, other[1])
     assert not head or not same(head, other[0])
-    stored = {key.removeprefix("roberta.").removeprefix("deberta."): v for key, v in load_file(saved[name] / "model.safetensors").items()}
+    stored = {
+        key.removeprefix("roberta.").removeprefix("deberta."): v
+        for key, v in load_file(saved[name] / "model.safetensors").items()
+    }
     found = {key.removeprefix("roberta.").removeprefix("deberta."): v for key, v in rest.items()}
     common = stored.keys() & found.keys()
     assert len(common) >= 30
@@ -504,9 +513,18 @@ def hub(saved: dict[str, Path]) -> Iterator[Hub]:
     running.close()
 
 
-def test_a_run_from_the_hub_and_then_from_its_cache(hub: Hub, smoke: list[str], saved: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_from_the_hub_and_then_from_its_cache(
+    hub: Hub, smoke: list[str], saved: dict[str, Path], tmp_path: Path
+) -> None:
     """In processes of their own: the hub's client reads its settings once. The second finds no server."""
-    small = [*smoke, "method=lora", "model=roberta_base", "trainer.max_steps=2", "task.train_limit=16", "task.eval_limit=16"]
+    small = [
+        *smoke,
+        "method=lora",
+        "model=roberta_base",
+        "trainer.max_steps=2",
+        "task.train_limit=16",
+        "task.eval_limit=16",
+    ]
     env = {
         "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
@@ -523,11 +541,33 @@ def test_a_run_from_the_hub_and_then_from_its_cache(hub: Hub, smoke: list[str], 
     def scores(out: str) -> list[str]:
         return [line for line in out.splitlines() if "select/accuracy" in line or " test " in line]
 
-    assert [line.split("  ")[1:3] for line in scores(first.out)] == [line.split("  ")[1:3] for line in scores(second.out)]
+    assert [line.split("  ")[1:3] for line in scores(first.out)] == [
+        line.split("  ")[1:3] for line in scores(second.out)
+    ]
     assert scores(first.out)
 
 
-def test_no_hub_is_one_line_within_seconds(cli, smoke: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_are_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their name on the hub, the libraries would try the unreachable hub again and again before they give up."""
+    from huggingface_hub import constants
+
+    from lrx.models.weights import resolve
+
+    commit = "0" * 40
+    folder = tmp_path / "models--some--model" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve("hub", "some/model", commit) == (str(folder), True)
+    with pytest.raises(UserError, match="cannot be reached"):
+        resolve("hub", "some/model", "1" * 40)
+
+
+def test_no_hub_is_one_line_within_seconds(
+    cli, smoke: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import socket
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
