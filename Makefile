@@ -23,7 +23,7 @@ setup: $(VENV)/.installed  ## build .venv and fetch the embedded corpus
 
 run: setup  ## train head, lora and altlora on real text and print the table
 	$(BIN)/python run.py +sweeps=altlora_glue method=head,lora,altlora seed=0 paths.root=$(QUICK)
-	$(BIN)/python -m lrx table altlora_glue --root $(QUICK)
+	$(BIN)/python -m lrx table altlora_glue method=head,lora,altlora seed=0 --root $(QUICK)
 
 test: setup  ## oracles, contract tables, command line, faults (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

@@ -53,7 +53,8 @@ def write_winner(method: str, rate: float, scores: dict[float, float | None]) ->
     path = conf_dir() / "tuned" / "mini" / "glue" / f"{method}.yaml"
     settings = re.sub(r"\blr: [0-9.e+-]+", f"lr: {rate:g}", path.read_text().splitlines()[-1], count=1)
     shown = ", ".join(f"{r:g}: {'failed' if s is None else f'{100 * s:.1f}'}" for r, s in scores.items())
-    comment = f"# python -m benchmarks.learning_rates --write; mean selection score of each lr: {shown}"
+    command = "python -m benchmarks.learning_rates --write"
+    comment = f"# For MiniLM on the embedded sub-tasks. {command}; mean selection score of each lr:\n# {shown}"
     path.write_text(f"# @package _global_\n{comment}\n{settings}\n")
     return path
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,13 @@ COSMETIC_TASK = ("data_dir", "workers")  # the data's content counts (its digest
 def register_resolvers() -> None:
     """``${lrx_root:}`` is the folder that holds ``sweeps/``."""
     OmegaConf.register_new_resolver("lrx_root", lambda: str(paths.search_root()), replace=True)
+    OmegaConf.register_new_resolver("lrx_hydra", _hydra_folder, replace=True)
+
+
+def _hydra_folder(root: Any) -> str:
+    if not isinstance(root, str) or not root.strip():
+        raise ValueError("paths.root is empty; give the folder that results go to")
+    return f"{root}/hydra"
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -58,6 +66,10 @@ def identity(settings: Settings) -> dict[str, Any]:
     """What a run is: its configuration without cosmetics, the versions, and the digest of its local data."""
     known = settings.model_dump(mode="json", exclude=set(COSMETIC))
     known["task"] = {key: value for key, value in known["task"].items() if key not in COSMETIC_TASK}
+    if isinstance(known["task"].get("subset"), str | list):
+        known["task"]["subset"] = subsets(settings)
+    if settings.model.get("weights") == "local":
+        known["weights"] = _folder_digest(Path(str(settings.model["path"])))
     known["trainer"] = {key: value for key, value in known["trainer"].items() if key not in COSMETIC_TRAINER}
     known["versions"] = versions(settings)
     known["data"] = _data_digest(settings.task)
@@ -69,13 +81,28 @@ def fingerprint(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()
 
 
+def subsets(settings: Settings) -> list[str]:
+    """The chosen sub-tasks, each once and in alphabetical order: they are trained apart, so their order is nothing."""
+    chosen = settings.task.get("subset") or ()
+    return sorted({chosen} if isinstance(chosen, str) else set(chosen))
+
+
 def run_id(settings: Settings) -> str:
     """A readable, unique file name for a run: task, method, model, scale, seed and the fingerprint's first digits."""
-    subset = settings.task.get("subset")
-    chosen = "+".join([subset] if isinstance(subset, str) else subset or ())[:40]
+    chosen = "+".join(subsets(settings))[:40]
     task = f"{settings.task['name']}-{chosen}" if chosen else settings.task["name"]
     parts = [task, settings.method["name"], settings.model["name"], settings.scale.name, f"s{settings.seed}"]
     return re.sub(r"[^A-Za-z0-9_+.-]", "_", "-".join([*parts, fingerprint(settings)[:10]]))
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over the configuration and weight files of a local model."""
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}:
+            with path.open("rb") as stream:
+                total.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
 
 
 def data_module(task: dict[str, Any]) -> Any:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input or an unusable environment. The command line prints the message alone and exits with 2."""
 
 
+class Busy(UserError):
+    """Another process is at work on this very run."""
+
+
 class RunFailed(Exception):
     """A run that started and did not finish (diverged, out of memory, ...). Exit code 1; a record holds the outcome.
 

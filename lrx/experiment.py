@@ -16,13 +16,13 @@ from filelock import FileLock, Timeout
 from lrx import config as lrx_config
 from lrx import registry
 from lrx.environment import describe
-from lrx.errors import RunFailed, UserError
-from lrx.results.record import RunRecord, record_path
+from lrx.errors import Busy, RunFailed, UserError
+from lrx.results.record import RunRecord, read, record_path
 from lrx.results.summary import render
 from lrx.schema import Settings
-from lrx.tasks.base import Suite
+from lrx.tasks.base import Suite, Task
 from lrx.trackers import Tracker, is_rank_zero, open_tracker
-from lrx.training import train_part
+from lrx.training import assemble, train_part
 
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -37,6 +37,12 @@ def execute(settings: Settings, run_id: str) -> RunRecord:
     torch.set_num_threads(settings.trainer.threads or DEFAULT_THREADS)  # an earlier run of a sweep may have set it
     folder = settings.paths.root / "runs" / run_id
     with only_one(folder):
+        path = record_path(settings.paths.root, run_id)
+        if settings.mode == "train" and settings.rerun != "all" and path.exists():
+            found = read(path)  # another process may have finished it while this one was starting
+            if found.status == "finished":
+                print(render(found))
+                return found
         if settings.mode == "eval":
             from lrx.rescore import rescore
 
@@ -60,13 +66,12 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         environment=describe(),
         started=_now(),
     )
-    if settings.rerun == "all":
-        forget(folder)
-        record_path(settings.paths.root, run_id).unlink(missing_ok=True)  # its weights are gone, it no longer stands
     started = time.monotonic()
     tracker: Tracker | None = None
     try:
         parts = build_suite(settings).parts()
+        if settings.rerun == "all":
+            start_over(parts, settings, run_id, folder)
         tracker = open_tracker(settings, run_id, folder)
         record.environment["loggers"] = tracker.names
         costs = []
@@ -74,7 +79,8 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
             part, cost = train_part(task, settings, folder / task.name, tracker)
             record.parts[task.name] = part
             costs.append(cost)
-        record.cost = combine_costs(costs) | {"wall_seconds": time.monotonic() - started}
+        earlier = sum(cost["earlier_seconds"] for cost in costs)  # training that interrupted processes did
+        record.cost = combine_costs(costs) | {"wall_seconds": earlier + time.monotonic() - started}
         record.status = "finished"
     except UserError:
         raise
@@ -92,7 +98,8 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         if not settings_path_problem(error, settings.paths.root):
             record.message = _one_line(error)
             raise RunFailed(record.message) from error
-        raise UserError(f"cannot write {error.filename}: {error.strerror}; check paths.root and the disk") from error
+        where = error.filename or settings.paths.root
+        raise UserError(f"cannot write {where}: {error.strerror}; check paths.root and the disk") from error
     except Exception as error:
         import traceback
 
@@ -150,7 +157,7 @@ def only_one(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
+        raise Busy(
             f"this very run is already being run by another process (lock {folder / '.lock'}); wait for it, "
             "or change something that matters, such as the seed"
         ) from None
@@ -160,6 +167,16 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def start_over(parts: list[Task], settings: Settings, run_id: str, folder: Path) -> None:
+    """Remove an earlier run's weights and record, once it is sure that data and model for a new one can be had."""
+    for task in parts:
+        for split in ("train", *task.reported, *(task.unlabelled if settings.callbacks.submission else ())):
+            task.size(split)
+    assemble(parts[0], settings)
+    forget(folder)
+    record_path(settings.paths.root, run_id).unlink(missing_ok=True)  # its weights are gone, it no longer stands
 
 
 def forget(folder: Path) -> None:
@@ -178,7 +195,7 @@ def settings_path_problem(error: OSError, root: Path) -> bool:
     import errno
 
     inside = error.filename is not None and str(root) in str(error.filename)
-    return inside or error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+    return inside or error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 
 
 def quiet_libraries() -> None:

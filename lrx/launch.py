@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrx import config as lrx_config
 from lrx import paths
-from lrx.errors import RunFailed, UserError, did_you_mean
+from lrx.errors import Busy, RunFailed, UserError, did_you_mean
 from lrx.schema import Settings
 
 
@@ -30,6 +30,7 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)  # another process is at work on them
     error: BaseException | None = None  # ends the command; kept here because Hydra prints what a job raises
 
 
@@ -47,7 +48,7 @@ class Job:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = flags_first(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h"} & set(arguments):
         print(help_text())
         return 0
@@ -70,11 +71,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if not full_error:
             del os.environ["HYDRA_FULL_ERROR"]
-    if len(outcome.done) + len(outcome.skipped) + len(outcome.failed) > 1:
-        print(f"{len(outcome.done)} run, {len(outcome.skipped)} already finished, {len(outcome.failed)} failed")
+    if len(outcome.done) + len(outcome.skipped) + len(outcome.failed) + len(outcome.busy) > 1:
+        busy = f", {len(outcome.busy)} being run by another process" if outcome.busy else ""
+        print(f"{len(outcome.done)} run, {len(outcome.skipped)} already finished, {len(outcome.failed)} failed{busy}")
     for name, message in outcome.failed:
         print(f"failed: {name}: {message}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+VALUED_FLAGS = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--info", "-i", "--experimental-rerun"),
+}
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra's flags before the overrides: its parser does not find a flag that stands between two of them."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        word = remaining.pop(0)
+        (flags if word.startswith("-") else overrides).append(word)
+        if word in VALUED_FLAGS and remaining:
+            flags.append(remaining.pop(0))
+    return [*flags, *overrides]
 
 
 def _hydra(arguments: list[str], outcome: Outcome) -> None:
@@ -125,6 +146,11 @@ def run(config: DictConfig, outcome: Outcome, *, keep_going: bool = False) -> No
             stop = KeyboardInterrupt()
             stop.signum = getattr(error, "signum", 2)  # type: ignore[attr-defined]
             raise stop from None
+    except Busy as error:
+        if not keep_going:
+            raise
+        print(error)
+        outcome.busy.append(name)
     except UserError as error:
         if not keep_going:
             raise
@@ -149,7 +175,10 @@ def _to_do(settings: Settings, name: str, outcome: Outcome) -> bool:
     path = record.record_path(settings.paths.root, name)
     if settings.rerun == "all" or not path.exists():
         return True
-    found = record.read(path)
+    try:
+        found = record.read(path)
+    except record.RecordError as error:
+        raise UserError(f"{error}; delete the file or give rerun=all") from None
     if found.status == "finished":
         print(summary.render(found))
         print(f"already finished, nothing done; rerun=all repeats it: {path}")
@@ -257,9 +286,20 @@ def explain(error: BaseException) -> str | None:
         if match := re.match(r"Could not override '([^']+)'\.? ?No match in the defaults list", text):
             return f"{match[1]}: no such group; {did_you_mean(match[1], _groups())}"
         return text + (f" ({_first_line(cause)})" if cause else "")
+    if isinstance(error, ValueError) and _inside_hydra(error):
+        return f"cannot compose the configuration: {_first_line(error)} (the form of an override is key=value)"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or 'a file the run writes'}; check paths.root and the disk"
     return None
+
+
+def _inside_hydra(error: BaseException) -> bool:
+    """Whether the error was raised by Hydra's or OmegaConf's own code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return name.startswith(("hydra.", "omegaconf."))
 
 
 def _groups() -> list[str]:

@@ -18,11 +18,11 @@ from lrx.errors import UserError, did_you_mean
 class Section(BaseModel):
     """A section of the configuration: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Paths(Section):
-    root: Path
+    root: Path = Field(strict=False)
 
 
 class Scale(Section):
@@ -130,6 +130,8 @@ def _check_arguments(section: str, kind: str, key: str, given: dict[str, Any]) -
             )
         annotation = entry.signature[name][0]
         adapter = _adapter(annotation, entry, name)
+        if isinstance(value, bool) and "bool" not in annotation and "Any" not in annotation:
+            raise UserError(f"{section}.{name}={value}: expected {annotation}")
         try:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save
 
 from lrx import registry
@@ -41,7 +43,10 @@ def assemble(task: Task, settings: Settings) -> tuple[Backbone, Method]:
     """Build the backbone for ``task`` and let the method adapt it. Nothing is trained and no data is read yet."""
     model = registry.load("models", settings.model["family"])(**_arguments(settings.model))
     method = registry.load("methods", settings.method["name"])(**_arguments(settings.method))
-    backbone = model.build(task.inputs, task.outputs, derive(settings.seed, "model"))
+    try:
+        backbone = model.build(task.inputs, task.outputs, derive(settings.seed, "model"))
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise UserError(f"model={settings.model['name']}: {' '.join(str(error).split())[:200]}") from error
     method.adapt(backbone, torch.Generator().manual_seed(derive(settings.seed, "method")))
     return backbone, method
 
@@ -78,18 +83,19 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
         patience=settings.trainer.patience,
     )
     costs = Costs()
-    start = time.monotonic()
     fit(module, task, settings, folder, [costs, selection], tracker)
-    train_seconds = time.monotonic() - start
+    train_seconds = costs.elapsed()
 
     part = score(module, task, settings, folder, selection)
     cost = costs.summary() | {
         "trainable_parameters": float(sum(p.numel() for _, p in adapter + head)),
         "adapter_parameters": float(sum(p.numel() for _, p in adapter)),
         "train_seconds": train_seconds,
+        "earlier_seconds": costs.earlier_seconds,
         "steps": float(part.steps),
     }
     write_atomic(done, json.dumps({"part": dataclasses.asdict(part), "cost": cost}, indent=1))
+    selection.best_file.unlink(missing_ok=True)  # not earlier: a run killed while it is scored needs it again
     for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
         checkpoint.unlink()  # the part is done; its weights are in adapter.safetensors
     return part, cost
@@ -137,7 +143,8 @@ def fit(
     callbacks: list[pl.Callback] = [*meters, log, StopSignals(checkpoints), *snapshots(settings, checkpoints)]
     if interactive:
         callbacks.append(StepProgress(task.name, selection))
-    trainer = pl.Trainer(
+    trainer = make_trainer(
+        settings,
         accelerator=settings.trainer.accelerator,
         devices=settings.trainer.devices,
         strategy=settings.trainer.strategy,
@@ -159,6 +166,16 @@ def fit(
         print(f"{task.name}: going on from {checkpoint.name}", flush=True)
     trainer.fit(module, datamodule=task, ckpt_path=checkpoint, weights_only=True)
     module.backbone.to(trainer.strategy.root_device)
+
+
+def make_trainer(settings: Settings, **options: Any) -> pl.Trainer:
+    """Lightning's trainer. Raises ``UserError`` for devices, strategies or precisions that cannot be had here."""
+    plugins: list[Any] = [] if settings.trainer.strategy.startswith("fsdp") else [AtomicCheckpoints()]
+    try:
+        return pl.Trainer(plugins=plugins, **options)
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+        given = ", ".join(f"{key}={getattr(settings.trainer, key)}" for key in ("accelerator", "devices", "strategy"))
+        raise UserError(f"trainer ({given}): {' '.join(str(error).split())[:200]}") from None
 
 
 def score(module: Supervised, task: Task, settings: Settings, folder: Path, selection: Selection) -> Part:
@@ -184,7 +201,6 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
         predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
         part.metrics = {split: task.score(*pair) for split, pair in predictions.items()} | {"select": selection.best}
         part.best_step = selection.best_step
-    selection.best_file.unlink(missing_ok=True)
     state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
     write_atomic(folder / "adapter.safetensors", save(state))
     for split, (predicted, references) in predictions.items():
@@ -227,6 +243,15 @@ def snapshots(settings: Settings, folder: Path) -> list[ModelCheckpoint]:
     if choice.every_n_steps is not None:
         made.append(Snapshot(filename="step-{step}", every_n_train_steps=choice.every_n_steps, **common))
     return made
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; Lightning goes through the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getvalue())
 
 
 class Snapshot(ModelCheckpoint):

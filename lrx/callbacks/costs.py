@@ -30,8 +30,15 @@ class Costs(pl.Callback):
         self.examples = 0
         self.state_bytes = 0
         self.peak_memory = 0
+        self.earlier_seconds = 0.0  # of training in processes before this one, up to their last checkpoint
+        self._begun = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, evaluation included, over all the processes that did it."""
+        return self.earlier_seconds + time.perf_counter() - self._begun
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._begun = time.perf_counter()
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -67,10 +74,11 @@ class Costs(pl.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "examples": self.examples}
+        return {"seconds": self.seconds, "examples": self.examples, "elapsed": self.elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.examples = list(state_dict["seconds"]), state_dict["examples"]
+        self.earlier_seconds = state_dict["elapsed"]
 
 
 def reset_peak_resident() -> None:

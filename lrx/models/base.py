@@ -60,6 +60,7 @@ class Backbone(nn.Module):
         self.roles = dict(roles)
         self.tokenizer = tokenizer
         self.reads = reads
+        self.train()  # from_pretrained hands over in evaluation mode, which would leave the network's dropout off
 
     def in_head(self, parameter_name: str) -> bool:
         """Whether a parameter of ``net`` belongs to the task head."""

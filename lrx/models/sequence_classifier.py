@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrx.errors import UserError, did_you_mean
 from lrx.models.base import Backbone, Inputs, Model, Outputs
@@ -41,7 +41,8 @@ class SequenceClassifier(Model):
 
     ``weights``: ``package``, ``local`` or ``hub`` (pretrained, at ``path``), or ``random``: the architecture in
     ``config`` with seeded random weights, for smoke runs. ``tokenizer``: where the tokenizer lies when not at ``path``
-    (``package:<package/folder>``). ``attention``: transformers' attention implementation.
+    (``package:<package/folder>``). ``attention``: transformers' attention implementation. ``dropout``: probability of
+    the network's own dropout layers; None leaves them as the architecture has them.
     """
 
     name: ClassVar[str] = "sequence_classifier"
@@ -55,6 +56,7 @@ class SequenceClassifier(Model):
         revision: str | None = None,
         tokenizer: str | None = None,
         attention: str = "sdpa",
+        dropout: float | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         if weights == "random":
@@ -63,7 +65,9 @@ class SequenceClassifier(Model):
         elif path is None:
             raise UserError(f"model.weights={weights} needs model.path")
         self.weights, self.path, self.revision = weights, path, revision
-        self.tokenizer, self.attention, self.config = tokenizer, attention, config
+        if dropout is not None and not 0 <= dropout < 1:
+            raise UserError(f"model.dropout={dropout}: a probability lies in [0, 1)")
+        self.tokenizer, self.attention, self.dropout, self.config = tokenizer, attention, dropout, config
 
     def build(self, inputs: Inputs, outputs: Outputs, seed: int) -> Backbone:
         if inputs.kind != "text":
@@ -73,6 +77,10 @@ class SequenceClassifier(Model):
             net, tokenizer = self._random(outputs) if self.weights == "random" else self._pretrained(outputs)
         if net.config.pad_token_id is None:
             net.config.pad_token_id = tokenizer.pad_token_id
+        if self.dropout is not None:
+            for module in net.modules():
+                if isinstance(module, nn.Dropout):  # attention reads its probability from such a layer too
+                    module.p = self.dropout
         kind = net.config.model_type
         return TransformerBackbone(net, head=HEADS[kind], roles=ROLES[kind], tokenizer=tokenizer)
 

@@ -114,7 +114,6 @@ def test_weights_are_a_function_of_the_seed(name: str) -> None:
     assert same(first[1], other[1]) == (name == "minilm")  # pretrained weights are what they are
 
 
-@pytest.mark.xfail(strict=True, reason="from_pretrained returns eval mode: the backbone's own dropout stays off")
 def test_a_pretrained_model_is_handed_over_in_training_mode_like_a_random_one() -> None:
     assert all(module.training for module in build("tiny_bert").modules())
     assert all(module.training for module in build("minilm").modules())
