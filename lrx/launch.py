@@ -182,6 +182,8 @@ def _to_do(settings: Settings, name: str, outcome: Outcome) -> bool:
     if found.status == "finished":
         print(summary.render(found))
         print(f"already finished, nothing done; rerun=all repeats it: {path}")
+        if settings.callbacks.submission:
+            print("mode=eval callbacks.submission=true writes the submission of a finished run")
         outcome.skipped.append(name)
         return False
     if found.status == "interrupted" or settings.rerun == "failed":

@@ -15,7 +15,7 @@ from lrx.results.record import RunRecord, read, record_path
 from lrx.schema import Settings
 from lrx.seeds import derive
 from lrx.tasks.base import Task
-from lrx.training import assemble
+from lrx.training import assemble, submit
 
 
 def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
@@ -47,7 +47,7 @@ def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
 
 
 def score_stored(task: Task, settings: Settings, folder: Path) -> dict[str, dict[str, float]]:
-    """Metrics of the reported splits with the weights in ``folder/adapter.safetensors``."""
+    """Metrics of the reported splits with the weights in ``folder/adapter.safetensors``; a submission, if asked for."""
     state = read_weights(folder / "adapter.safetensors")
     backbone, method = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
@@ -55,7 +55,10 @@ def score_stored(task: Task, settings: Settings, folder: Path) -> dict[str, dict
         method.load_adapter(backbone, state)
     except ValueError as error:
         raise UserError(f"mode=eval: {folder / 'adapter.safetensors'} does not fit this run: {error}") from None
-    return {split: score_split(backbone, task, split, settings.trainer.precision) for split in task.reported}
+    precision = settings.trainer.precision
+    if settings.callbacks.submission:
+        submit(backbone, task, folder, precision)
+    return {split: score_split(backbone, task, split, precision) for split in task.reported}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -189,7 +189,6 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
         selects_on_reported=task.selects_on_reported,
         steps=selection_steps(module, selection),
         sizes={split: task.size(split) for split in ("train", "select", *task.reported) if task.size(split)},
-        notes=dict(task.notes),
     )
     predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
     part.last = {split: task.score(*pair) for split, pair in predictions.items()}
@@ -209,11 +208,17 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
             Path(folder.parent.parent.name, folder.parent.name, folder.name, f"predictions.{split}.csv")
         )
     if settings.callbacks.submission:
-        unlabelled = {split: predict_split(backbone, task, split, precision)[0] for split in task.unlabelled}
-        together = folder.parent / "submission"  # the leaderboard takes one archive of all tasks
-        for name in task.write_submission(together, unlabelled):
-            print(f"{task.name}: wrote {together / name}", flush=True)
+        submit(backbone, task, folder, precision)
+    part.notes = dict(task.notes)  # last: a split is read, and its irregularities counted, when first needed
     return part
+
+
+def submit(backbone: Backbone, task: Task, folder: Path, precision: str) -> None:
+    """Predict the unlabelled test splits and write them in the leaderboard's format, beside the other parts' files."""
+    unlabelled = {split: predict_split(backbone, task, split, precision)[0] for split in task.unlabelled}
+    together = folder.parent / "submission"  # the leaderboard takes one archive of all tasks
+    for name in task.write_submission(together, unlabelled):
+        print(f"{task.name}: wrote {together / name}", flush=True)
 
 
 def selection_steps(module: Supervised, selection: Selection) -> int:

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,12 +18,20 @@ from lrx.results.record import RunRecord, read
 METHODS = ["lora", "altlora", "altlora_plus", "lora_pro", "scaled_adamw", "full", "head", "peft"]
 
 
+OUTPUT = Path(tempfile.gettempdir()) / f"lrx-test-output-{os.getpid()}"
+
+
+def printed() -> str:
+    """What the last forked run printed."""
+    return OUTPUT.read_text()
+
+
 def run_in_fork(arguments: list[str], kill_when=None, signum: int = signal.SIGKILL, timeout: float = 120) -> int:
     """Run ``run.py``'s entry in a forked process; send ``signum`` once ``kill_when()`` holds. Its exit code."""
     import lrx.experiment  # noqa: F401 - imported before the fork, so that starting takes no time
 
     def child() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout = OUTPUT.open("w", buffering=1)
         from lrx.launch import main
 
         os._exit(main(arguments))
@@ -79,6 +89,8 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same_metrics(method: str, t
     assert not list((tmp_path / "broken").glob("records/*.json"))
     assert list((tmp_path / "broken").glob("runs/*/intensity/checkpoints/*.ckpt"))
     assert run_in_fork(broken) == 0
+    assert "intensity: going on from step-" in printed()
+    assert "sentiment: step" not in printed()  # the part that was done is not trained again
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
@@ -91,6 +103,7 @@ def test_resume_with_workers_accumulation_and_epochs(more: list[str], tmp_path: 
     broken = arguments("altlora", tmp_path / "broken", *common)
     assert run_in_fork(broken, kill_when=logged_step(tmp_path / "broken", "sentiment", 8)) == -signal.SIGKILL
     assert run_in_fork(broken) == 0
+    assert "sentiment: going on from step-" in printed()
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
@@ -104,17 +117,42 @@ def test_a_stop_signal_saves_records_and_resumes(signum: int, code: int, tmp_pat
     assert record.status == "interrupted"
     assert signal.Signals(signum).name in record.message
     assert run_in_fork(broken) == 0
+    assert "sentiment: going on from stopped.ckpt" in printed()
     assert the_record(tmp_path / "broken").status == "finished"
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, capfd) -> None:
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     common = ["logger.every_n_steps=1", "callbacks.checkpoint.every_n_steps=3"]
     assert run_in_fork(arguments("altlora", tmp_path / "whole", *common)) == 0
     broken = arguments("altlora", tmp_path / "broken", *common)
-    run_in_fork(broken, kill_when=logged_step(tmp_path / "broken", "sentiment", 8))
+    assert run_in_fork(broken, kill_when=logged_step(tmp_path / "broken", "sentiment", 8)) == -signal.SIGKILL
     newest = max((tmp_path / "broken").glob("runs/*/sentiment/checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
     newest.write_bytes(newest.read_bytes()[:1000])
+    assert run_in_fork(broken) == 0
+    assert f"{newest} cannot be read" in printed()
+    assert "sentiment: going on from step-" in printed()
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "part.json"])
+def test_killed_while_a_part_is_scored(name: str, tmp_path: Path, monkeypatch) -> None:
+    """The best weights, of an earlier step than the last, are still there for the run that goes on."""
+    import lrx.training
+
+    common = ["logger.every_n_steps=1", "trainer.evaluations=4"]
+    assert run_in_fork(arguments("lora", tmp_path / "whole", *common)) == 0
+    broken = arguments("lora", tmp_path / "broken", *common)
+    write = lrx.training.write_atomic
+
+    def deadly(path, content):
+        if Path(path).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lrx.training, "write_atomic", deadly)
+        assert run_in_fork(broken) == -signal.SIGKILL
     assert run_in_fork(broken) == 0
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
