@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -52,11 +52,19 @@ def list_(
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="A method, model, task or sweep.", show_default=False)]) -> None:
-    """Paper, equations, options with defaults and reasons, and declared facts of one method, model, task or sweep."""
-    from lrx import desk
+def info(
+    name: Annotated[str, typer.Argument(help="A method, model, task or sweep.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Count for this run: model=NAME.", show_default=False, metavar="[KEY=VALUE]..."),
+    ] = None,
+    root: Root = Path("results"),
+    counts: Annotated[bool, typer.Option("--counts", help="Count parameters and state (takes seconds).")] = False,
+) -> None:
+    """The passport: paper, equations, departures, options, exact counts, tuned values, where it ran, its claims."""
+    from lrx import desk_info
 
-    desk.show_info(name, _console())
+    desk_info.show_info(name, overrides or (), root, _console(), counts=counts)
 
 
 @app.command()
@@ -70,12 +78,21 @@ def table(
     plots: Annotated[bool, typer.Option(help="Draw the plots too.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Write the files and print their names only.")] = False,
 ) -> None:
-    """Make a sweep's table from its records: Markdown, LaTeX, CSV, plots, and the check of its claims."""
+    """Make a sweep's table from its records: Markdown, LaTeX, CSV, plots, and the check of its claims.
+
+    protocol.checkpoint=last, best, mean_last_k (protocol.k=3), protocol.std=items and protocol.metric=f1 or both change
+    what is reported, without running again.
+    """
+    folder = out or _table_folder(root, sweep, overrides)
+    if plots and not any(folder.glob("*.svg")):  # else they may be up to date
+        from lrx.results.plots.painters import get_ready
+
+        get_ready()  # loads matplotlib in other processes while records are read here
     from lrx.results import render
     from lrx.results import table as tables
 
     data = tables.gather(sweep, root, records_from=records, overrides=overrides or ())
-    written = tables.write(data, out or _table_folder(root, sweep, overrides), plots=plots, save_records=save_records)
+    written = tables.write(data, folder, plots=plots, save_records=save_records)
     page = tables.document(data)
     if not quiet:
         if sys.stdout.isatty():
@@ -91,14 +108,139 @@ def table(
 def status(
     sweep: SweepName, overrides: Overrides = None, root: Root = Path("results"), records: Records = None
 ) -> None:
-    """Say which jobs of a sweep are done, failed or missing, and why."""
-    from lrx import desk
+    """Say which jobs of a sweep are done, running, failed or missing, and why."""
+    from lrx import desk_sweep
     from lrx.results import table as tables
 
-    data = tables.gather(sweep, root, records_from=records, overrides=overrides or ())
-    elsewhere = [] if root == Path("results") else [f"paths.root={root}"]
-    desk.show_status(data, [*(overrides or ()), *elsewhere], _console())
+    data = tables.gather(sweep, root, records_from=records, overrides=overrides or (), published=False)
+    desk_sweep.show_status(data, root, _with_root(overrides, root), _console())
     _report(data)
+
+
+@app.command()
+def plan(sweep: SweepName, overrides: Overrides = None, root: Root = Path("results")) -> None:
+    """The dry run of a sweep with its bill: jobs to run, cached ones, minutes judged by earlier records, disk."""
+    from lrx import desk_sweep
+    from lrx.results import table as tables
+
+    data = tables.gather(sweep, root, overrides=overrides or (), published=False)
+    desk_sweep.show_plan(data, root, _with_root(overrides, root), _console())
+    _report(data)
+
+
+@app.command()
+def verify(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Sweeps, all without any; KEY=VALUE changes grid or protocol as for a table.",
+            show_default=False,
+            metavar="[SWEEP]... [KEY=VALUE]...",
+        ),
+    ] = None,
+    root: Root = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Also write the page, as Markdown, to this file.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim fails.")] = False,
+) -> None:
+    """Judge all claims of all sweeps on one page: holds, fails, or not enough evidence, with effect, interval and n."""
+    from lrx.files import write_atomic
+    from lrx.results import render
+    from lrx.results import verify as verifying
+
+    names = [word for word in words or () if "=" not in word]
+    found = verifying.verify(names, root, [word for word in words or () if "=" in word])
+    if sys.stdout.isatty():
+        render.show(found.page, _console())
+    else:
+        print(render.markdown(found.page))
+    if out:
+        print(write_atomic(out, render.markdown(found.page)))
+    _report(found)
+    raise typer.Exit(1 if strict and found.fails else 0)
+
+
+@app.command()
+def tune(
+    sweep: SweepName,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="budget=N trials for each method in all, jobs=K at a time, method=a,b only these; KEY=VALUE as a run.",
+            show_default=False,
+            metavar="budget=N [jobs=K] [method=a,b] [KEY=VALUE]...",
+        ),
+    ] = None,
+    root: Root = Path("results"),
+    to: Annotated[Path | None, typer.Option(help="Write the winners below this folder, not conf/tuned.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the winners' files instead of writing.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print all trials and winners; run nothing.")] = False,
+) -> None:
+    """Give each method of a sweep the same number of trials on validation data, and write the best to conf/tuned."""
+    from lrx.tuning import command
+
+    request = command.parse(sweep, words or ())
+    raise typer.Exit(command.tune(request, root, _console(), to=to, dry_run=dry_run, show_only=show))
+
+
+@app.command()
+def report(
+    root: Root = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="The file to write; default ROOT/report.html.")] = None,
+) -> None:
+    """Write one HTML file with every paper, claim, table, plot and run; it needs neither network nor server."""
+    from lrx import report as reports
+
+    print(reports.write(root, out))
+
+
+@app.command()
+def bundle(
+    sweep: SweepName,
+    overrides: Overrides = None,
+    root: Root = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="The archive; default ROOT/bundles/SWEEP.zip.")] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Put the trained weights in too.")] = False,
+) -> None:
+    """Put a sweep's results into one archive, from which its table comes out again and its runs can be run again."""
+    from lrx.results import bundle as bundles
+    from lrx.results import table as tables
+
+    data = tables.gather(sweep, root, overrides=overrides or ())
+    target = out or root / "bundles" / f"{_table_folder(root, sweep, overrides).name}.zip"
+    print(bundles.write_archive(data, root, target, overrides=overrides or (), weights=weights))
+    _report(data)
+
+
+@app.command()
+def unbundle(
+    archive: Annotated[Path, typer.Argument(help="An archive of python -m lrx bundle.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="An empty or new folder; it can then be --root of every verb.")],
+) -> None:
+    """Unpack an archive of `bundle` into a folder of results. Its README.md has the commands that go on from there."""
+    from lrx.results import bundle as bundles
+
+    count = bundles.unpack(archive, to)
+    print(f"{to}: {count} files")
+
+
+@app.command()
+def sync(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run ids (names of records).", show_default=False, metavar="[RUN]...")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every run that has a record below ROOT.")] = False,
+    root: Root = Path("results"),
+    project: Annotated[str | None, typer.Option(help="wandb project; default the run's logger.project.")] = None,
+    entity: Annotated[str | None, typer.Option(help="wandb user or team; default yours.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Write wandb's files below ROOT/wandb-export.")] = False,
+) -> None:
+    """Upload runs to wandb out of their local files. What has not changed since the last time is left out."""
+    from lrx import sync as syncing
+
+    found = syncing.sync(root, runs or (), every=every, project=project, entity=entity, offline=offline)
+    where = f"written below {root / 'wandb-export'}" if offline else "uploaded"
+    print(f"{len(found.uploaded)} {where}, {len(found.unchanged)} unchanged since their upload")
+    _report(found)
 
 
 @app.command()
@@ -184,6 +326,11 @@ def _table_folder(root: Path, sweep: str, overrides: Sequence[str] | None) -> Pa
     return root / "tables" / re.sub(r"[^\w.=+,-]", "_", ",".join([sweep, *(overrides or ())]))
 
 
+def _with_root(overrides: Sequence[str] | None, root: Path) -> list[str]:
+    """The overrides that a run needs to write where these results are."""
+    return [*(overrides or ()), *([] if root == Path("results") else [f"paths.root={root}"])]
+
+
 def _find_record(record: str, root: Path) -> Path:
     from lrx.results.record import record_path
 
@@ -202,10 +349,14 @@ def _report(data: object) -> None:
 
 
 def _console() -> Console:
-    """Where nobody looks at a terminal, lines are not cut to the width of one."""
+    """Where nobody looks at a terminal, lines are not cut to the width of one, nor padded."""
     from rich.console import Console
 
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    from lrx.desk import Trimmed
+
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(file=cast(IO[str], Trimmed()), highlight=False, width=160)
 
 
 if __name__ == "__main__":

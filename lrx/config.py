@@ -7,17 +7,21 @@ import importlib
 import importlib.util
 import json
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lrx import paths, registry
+from lrx import paths, registry, safety, slurm
 from lrx.schema import Settings, validate
 
 # What does not change a run's numbers. Everything else in the configuration is part of the run's identity.
-COSMETIC = ("paths", "logger", "callbacks", "mode", "rerun", "sweep")
+COSMETIC = (
+    *("paths", "logger", "callbacks", "mode", "rerun", "sweep", "tuned"),
+    *("jobs", "fail_fast", "time_limit", "engine"),
+)
 COSMETIC_TRAINER = ("threads",)  # threads change the last digits at most; a record says how many there were
 COSMETIC_TASK = ("data_dir", "workers")  # the data's content counts (its digest below), not the folder it lies in
 
@@ -42,15 +46,31 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
     register_resolvers()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(paths.conf_dir()), version_base="1.3"):
+    with safety.guarded(), initialize_config_dir(config_dir=str(paths.conf_dir()), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides))
 
 
 def settings_of(config: DictConfig) -> Settings:
-    """Validate a composed configuration. Raises ``UserError`` naming the offending key."""
+    """Validate a composed configuration. Raises ``UserError`` naming the offending key.
+
+    A seed that is null or missing is drawn here, once for each run, and printed; the run is then that of this seed.
+    """
+    container = container_of(config)
+    if container.get("seed") is None:
+        container["seed"] = secrets.randbelow(2**31)
+        print(f"drew seed={container['seed']}; seed={container['seed']} gives this very run again", flush=True)
+    settings = validate(container)
+    if slurm.restarted() and settings.rerun == "all":  # what the job has done since it first started is to stay
+        settings = settings.model_copy(update={"rerun": "failed"})
+    return settings
+
+
+def container_of(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, without Hydra's own section. Raises ``UserError`` for an unsafe one."""
+    safety.check(config)
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
-    return validate({str(key): value for key, value in container.items() if key != "hydra"})
+    return {str(key): value for key, value in container.items() if key != "hydra"}
 
 
 def versions(settings: Settings) -> dict[str, int]:
@@ -65,6 +85,8 @@ def versions(settings: Settings) -> dict[str, int]:
 def identity(settings: Settings) -> dict[str, Any]:
     """What a run is: its configuration without cosmetics, the versions, and the digest of its local data."""
     known = settings.model_dump(mode="json", exclude=set(COSMETIC))
+    if not settings.trial:
+        del known["trial"]  # runs that are no trials keep the identity they had before there were any
     known["task"] = {key: value for key, value in known["task"].items() if key not in COSMETIC_TASK}
     if isinstance(known["task"].get("subset"), str | list):
         known["task"]["subset"] = subsets(settings)
@@ -117,6 +139,13 @@ def data_module(task: dict[str, Any]) -> Any:
     except ModuleNotFoundError:
         found = False
     return importlib.import_module(name) if found else None
+
+
+def check_data(settings: Settings) -> None:
+    """Let the task look at its options and files before anything heavy is imported. Raises ``UserError``."""
+    module = data_module(settings.task)
+    if module is not None:
+        module.check(settings.task, settings.mode)
 
 
 def _data_digest(task: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -16,6 +17,18 @@ PACKAGES = ("torch", "pytorch-lightning", "transformers", "peft", "datasets", "t
 
 def describe() -> dict[str, Any]:
     """Versions of Python, lrx and what it stands on, the source commit, the processor and its threads."""
+    found = dict(describe_software())
+    found["cpu"] = _cpu()
+    found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    found["threads"] = torch.get_num_threads()
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found["platform"] = platform.system()
+    return found
+
+
+@functools.cache
+def describe_software() -> dict[str, Any]:
+    """What the process has loaded, so found once: versions and the commit."""
     from lrx import __version__
 
     found: dict[str, Any] = {"python": platform.python_version(), "lrx": __version__}
@@ -24,13 +37,7 @@ def describe() -> dict[str, Any]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    found |= commit()
-    found["cpu"] = _cpu()
-    found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-    found["threads"] = torch.get_num_threads()
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found["platform"] = platform.system()
-    return found
+    return found | commit()
 
 
 def commit() -> dict[str, Any]:

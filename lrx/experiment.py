@@ -14,15 +14,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from lrx import config as lrx_config
-from lrx import registry
+from lrx import registry, stop
 from lrx.environment import describe
 from lrx.errors import Busy, RunFailed, UserError
+from lrx.files import sweep_temporary
 from lrx.results.record import RunRecord, read, record_path
 from lrx.results.summary import render
 from lrx.schema import Settings
 from lrx.tasks.base import Suite, Task
 from lrx.trackers import Tracker, is_rank_zero, open_tracker
-from lrx.training import assemble, train_part
+from lrx.training import assemble, train_part, withhold_reported
+from lrx.tuning.provenance import mismatch
 
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -36,18 +38,27 @@ def execute(settings: Settings, run_id: str) -> RunRecord:
     quiet_libraries()
     torch.set_num_threads(settings.trainer.threads or DEFAULT_THREADS)  # an earlier run of a sweep may have set it
     folder = settings.paths.root / "runs" / run_id
-    with only_one(folder):
-        path = record_path(settings.paths.root, run_id)
-        if settings.mode == "train" and settings.rerun != "all" and path.exists():
-            found = read(path)  # another process may have finished it while this one was starting
-            if found.status == "finished":
-                print(render(found))
-                return found
-        if settings.mode == "eval":
-            from lrx.rescore import rescore
+    try:
+        with stop.listening(), only_one(folder):
+            return _execute(settings, run_id, folder)
+    except stop.Stopped as stopped:  # before or after the run itself, which deals with signals of its own
+        raise stopped.as_failure() from None
 
-            return rescore(settings, run_id, folder)
-        return _train(settings, run_id, folder)
+
+def _execute(settings: Settings, run_id: str, folder: Path) -> RunRecord:
+    for place in (folder, settings.paths.root / "records"):
+        sweep_temporary(place)  # what a killed process was writing
+    path = record_path(settings.paths.root, run_id)
+    if settings.mode == "train" and settings.rerun != "all" and path.exists():
+        found = read(path)  # another process may have finished it while this one was starting
+        if found.status == "finished":
+            print(render(found))
+            return found
+    if settings.mode == "eval":
+        from lrx.rescore import rescore
+
+        return rescore(settings, run_id, folder)
+    return _train(settings, run_id, folder)
 
 
 def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
@@ -63,13 +74,18 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         seed=settings.seed,
         versions=lrx_config.versions(settings),
         config=settings.model_dump(mode="json", exclude={"sweep"}),
-        environment=describe(),
         started=_now(),
     )
+    if (remark := mismatch(record.config)) and is_rank_zero():
+        print(f"note: {remark}", flush=True)
     started = time.monotonic()
     tracker: Tracker | None = None
     try:
+        record.environment = describe()
         parts = build_suite(settings).parts()
+        if settings.trial:
+            for task in parts:
+                withhold_reported(task)
         if settings.rerun == "all":
             start_over(parts, settings, run_id, folder)
         tracker = open_tracker(settings, run_id, folder)
@@ -91,15 +107,27 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         record.status = "out_of_memory"
         record.message = f"out of memory: {_one_line(error)}; a smaller task.batch_size may help"
         raise RunFailed(record.message, record.status) from error
-    except KeyboardInterrupt:
+    except stop.Stopped as stopped:
+        broken_off = stopped.as_failure()
+        record.status, record.message = "interrupted", str(broken_off)
+        raise broken_off from None
+    except KeyboardInterrupt:  # not from a signal of ours: outside the main thread, or a library's own
         record.status, record.message = "interrupted", "interrupted; the same command goes on from the last checkpoint"
         raise
+    except SystemExit as left:
+        if (signum := stop.requested()) is not None:  # Lightning's own way to end at SIGTERM, before training starts
+            early = stop.Stopped(signum).as_failure()
+            record.status, record.message = "interrupted", str(early)
+            raise early from None
+        record.message = f"something called sys.exit({left.code}) in the middle of the run"
+        raise RunFailed(record.message) from left
     except OSError as error:
         if not settings_path_problem(error, settings.paths.root):
             record.message = _one_line(error)
             raise RunFailed(record.message) from error
         where = error.filename or settings.paths.root
-        raise UserError(f"cannot write {where}: {error.strerror}; check paths.root and the disk") from error
+        verb = "find" if isinstance(error, FileNotFoundError) else "write"  # somebody removed it during the run
+        raise UserError(f"cannot {verb} {where}: {error.strerror}; check paths.root and the disk") from error
     except Exception as error:
         import traceback
 
@@ -109,11 +137,13 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         raise RunFailed(record.message) from error
     finally:
         failing = sys.exc_info()[1]
-        if tracker is not None:
-            tracker.close(success=record.status == "finished", record=record)
-        if is_rank_zero() and not isinstance(failing, UserError):
-            record.finished = _now()
-            record.save(settings.paths.root, overwrite=True)
+        try:
+            if tracker is not None:
+                tracker.close(success=record.status == "finished", record=record)
+        finally:
+            if is_rank_zero() and not isinstance(failing, UserError):
+                with stop.held():
+                    file_record(record, settings.paths.root)
     for done in folder.glob("*/part.json"):
         # The record has it all; without one, the run is to be repeated, not pieced together.
         done.unlink(missing_ok=True)
@@ -121,6 +151,19 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         print(render(record))
         print(f"record: {record_path(settings.paths.root, run_id)}")
     return record
+
+
+def file_record(record: RunRecord, root: Path) -> None:
+    """Write the record. One that did not finish never takes the place of one that did (``rerun=all``, broken off before
+    it removed the earlier run).
+    """
+    record.finished = _now()
+    path = record_path(root, record.run_id)
+    if record.status != "finished" and path.exists():
+        with contextlib.suppress(UserError):  # an unreadable one may go
+            if read(path).status == "finished":
+                return
+    record.save(root, overwrite=True)
 
 
 def build_suite(settings: Settings) -> Suite:

@@ -64,6 +64,8 @@ def read_text(path: Path | str) -> str:
 
 def sweep_temporary(folder: Path) -> None:
     """Remove temporary files whose writer was killed. Files of live processes, and all others, stay."""
+    if not folder.is_dir():
+        return
     with os.scandir(folder) as entries:
         left_over = [(entry, match) for entry in entries if (match := _TEMPORARY.match(entry.name))]
     for entry, match in left_over:

@@ -1,49 +1,30 @@
 """From the command line to runs: Hydra composes, finished runs are skipped, errors are one clear line.
 
-Everything here answers without torch; a run that has to be trained imports the rest (``lrx.experiment``).
+Everything here answers without torch; a run that has to be trained imports the rest (``lrx.experiment``). A single run
+is carried out in this process; the jobs of a multirun go through an engine (``lrx.engine``), each in its own process.
 Exit codes: 0 done, 1 a run failed, 2 a user's mistake, 128 + n ended by signal n.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from lrx import config as lrx_config
-from lrx import paths
-from lrx.errors import Busy, RunFailed, UserError, did_you_mean
-from lrx.schema import Settings
+from lrx import paths, safety, slurm
+from lrx.engine.jobs import Job, Mistake
+from lrx.engine.state import state_of
+from lrx.engine.sweep import Engine, Options, Outcome, run_sweep
+from lrx.errors import RunFailed, UserError, did_you_mean
+from lrx.explain import explain, options
+from lrx.schema import Settings, validate
 
-
-@dataclass
-class Outcome:
-    """What became of the runs of one command."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    busy: list[str] = field(default_factory=list)  # another process is at work on them
-    error: BaseException | None = None  # ends the command; kept here because Hydra prints what a job raises
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep: the overrides that compose it and the identity it gets."""
-
-    overrides: list[str]
-    fingerprint: str
-    run_id: str
-    method: str
-    seed: int
-    config: dict[str, Any]
+__all__ = ["explain", "main", "run_list", "sweep_jobs", "sweep_names"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if outcome.error is not None:
             raise outcome.error
     except KeyboardInterrupt as stop:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 128 + getattr(stop, "signum", 2)
+        return interrupted(getattr(stop, "signum", 2))
     except Exception as error:
         message = explain(error)
         if message is None or full_error:
@@ -71,12 +51,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if not full_error:
             del os.environ["HYDRA_FULL_ERROR"]
-    if len(outcome.done) + len(outcome.skipped) + len(outcome.failed) + len(outcome.busy) > 1:
-        busy = f", {len(outcome.busy)} being run by another process" if outcome.busy else ""
-        print(f"{len(outcome.done)} run, {len(outcome.skipped)} already finished, {len(outcome.failed)} failed{busy}")
+    return report(outcome)
+
+
+def report(outcome: Outcome) -> int:
+    """Say in a line or two what became of the runs; the exit code that follows from it."""
+    if outcome.total > 1:
+        counts = f"{len(outcome.done)} run, {len(outcome.skipped)} already finished, {len(outcome.failed)} failed"
+        if outcome.interrupted:
+            counts += f", {len(outcome.interrupted)} interrupted"
+        if outcome.not_started:
+            counts += f", {len(outcome.not_started)} not started"
+        if outcome.left:
+            counts += f", {len(outcome.left)} still in the cluster"
+        if outcome.skipped and not outcome.done and not outcome.failed:
+            counts += "; rerun=all repeats what is finished"
+        print(counts)
     for name, message in outcome.failed:
         print(f"failed: {name}: {message}", file=sys.stderr)
-    return 1 if outcome.failed else 0
+    if outcome.signum is not None:
+        return interrupted(outcome.signum)
+    return 1 if outcome.failed or outcome.interrupted or outcome.not_started else 0
+
+
+def interrupted(signum: int) -> int:
+    """The exit code of a command that signal ``signum`` ended; in a Slurm job it may have to start again."""
+    print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+    slurm.requeue(signum)
+    return 128 + signum
 
 
 VALUED_FLAGS = {
@@ -104,40 +106,87 @@ def _hydra(arguments: list[str], outcome: Outcome) -> None:
     lrx_config.register_resolvers()
 
     def job(config: DictConfig) -> None:
-        if outcome.error is not None:
-            return
+        """One run, in this process. What it raises is kept: Hydra would print it."""
+        if outcome.error is None:
+            try:
+                run(config, outcome)
+            except (Exception, KeyboardInterrupt) as error:
+                outcome.error = error
+
+    def jobs(made: list[Job | Mistake]) -> None:
+        """All runs of a multirun: called by the launcher in ``hydra_plugins.lrx_launcher``."""
         try:
-            run(config, outcome, keep_going=_is_multirun())
+            run_made(made, outcome)
         except (Exception, KeyboardInterrupt) as error:
             outcome.error = error
 
+    job.many = jobs  # type: ignore[attr-defined]
     saved, sys.argv = sys.argv, ["run.py", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="config")(job)()
+        with safety.guarded():
+            hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="config")(job)()
     finally:
         sys.argv = saved
 
 
-def _is_multirun() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
+def run_made(made: Sequence[Job | Mistake], outcome: Outcome) -> None:
+    """Carry out composed jobs as their common settings say (``jobs``, ``fail_fast``, ``time_limit``, ``engine``)."""
+    first = next((job.settings for job in made if isinstance(job, Job)), None)
+    if first is None:
+        outcome.failed += [(" ".join(job.overrides), job.message) for job in made if isinstance(job, Mistake)]
+        return
+    how = Options(rerun=first.rerun, fail_fast=first.fail_fast, time_limit=first.time_limit)
+    found = run_sweep(made, engine_of(first), how)
+    vars(outcome).update(vars(found))
 
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+def engine_of(settings: Settings) -> Engine:
+    """The engine that ``engine=...`` names, for ``jobs`` jobs at a time."""
+    if settings.engine.name == "inline":
+        from lrx.engine.inline import InlineEngine
+
+        return InlineEngine()
+    if settings.engine.name == "submitit":
+        from lrx.engine.submitit_engine import SubmititEngine
+
+        return SubmititEngine(settings.engine, settings.paths.root, settings.jobs)
+    if settings.engine.name == "ray":
+        from lrx.engine.ray_engine import RayEngine
+
+        return RayEngine(settings.engine, settings.jobs)
+    from lrx.engine.local import LocalEngine
+
+    return LocalEngine(settings.jobs)
 
 
-def run(config: DictConfig, outcome: Outcome, *, keep_going: bool = False) -> None:
+def run_list(lists: Sequence[Sequence[str]], jobs: int = 1) -> Outcome:
+    """Run a list of override lists as ``python run.py -m`` would: finished ones skipped, each in its own process.
+
+    Says on standard output what happens. What failed, and why, is in the outcome and in the records.
+    """
+    from lrx.engine.compose import Composer
+    from lrx.engine.jobs import make_all
+
+    outcome = Outcome()
+    run_made(make_all([[*overrides, f"jobs={jobs}"] for overrides in lists], Composer()), outcome)
+    return outcome
+
+
+def run(config: DictConfig, outcome: Outcome) -> None:
     """Carry out one composed configuration, or print what its finished record says.
 
-    A failed run leaves a record and an entry in ``outcome``; with ``keep_going`` so does a mistake in its
-    configuration, so that the other jobs of a multirun go on.
+    A failed run leaves a record and an entry in ``outcome``; a mistake in its configuration raises ``UserError``.
     """
+    settings = lrx_config.settings_of(config)
+    lrx_config.check_data(settings)
+    name = lrx_config.run_id(settings)
+    if settings.mode == "train" and not _to_do(settings, name, outcome):
+        return
+    if settings.mode == "train" and settings.engine.name in ("submitit", "ray"):  # elsewhere, though it is but one
+        run_made([Job([], settings, lrx_config.fingerprint(settings), name)], outcome)
+        return
+    experiment = import_module("lrx.experiment")  # imports torch: only when there is something to do
     try:
-        settings = lrx_config.settings_of(config)
-        check_data(settings)
-        name = lrx_config.run_id(settings)
-        if settings.mode == "train" and not _to_do(settings, name, outcome):
-            return
-        experiment = import_module("lrx.experiment")  # imports torch: only when there is something to do
         experiment.execute(settings, name)
         outcome.done.append(name)
     except RunFailed as error:
@@ -146,84 +195,58 @@ def run(config: DictConfig, outcome: Outcome, *, keep_going: bool = False) -> No
             stop = KeyboardInterrupt()
             stop.signum = getattr(error, "signum", 2)  # type: ignore[attr-defined]
             raise stop from None
-    except Busy as error:
-        if not keep_going:
-            raise
-        print(error)
-        outcome.busy.append(name)
-    except UserError as error:
-        if not keep_going:
-            raise
-        outcome.failed.append((_overrides(), str(error)))
-
-
-def check_data(settings: Settings) -> None:
-    """Let the task look at its options and files before anything heavy is imported. Raises ``UserError``."""
-    module = lrx_config.data_module(settings.task)
-    if module is not None:
-        module.check(settings.task, settings.mode)
 
 
 def _to_do(settings: Settings, name: str, outcome: Outcome) -> bool:
-    """Whether the run is to be carried out; if not, says why and counts it in ``outcome``.
-
-    A finished run is repeated with ``rerun=all`` only, one that failed (diverged, ran out of memory) with
-    ``rerun=failed`` or ``all``; an interrupted one always goes on.
-    """
+    """Whether the run is to be carried out; if not, says why and counts it in ``outcome``."""
     from lrx.results import record, summary
 
-    path = record.record_path(settings.paths.root, name)
-    if settings.rerun == "all" or not path.exists():
+    state = state_of(settings.paths.root, name, settings.rerun)
+    if state.kind == "to do" or state.record is None:
         return True
-    try:
-        found = record.read(path)
-    except record.RecordError as error:
-        raise UserError(f"{error}; delete the file or give rerun=all") from None
-    if found.status == "finished":
-        print(summary.render(found))
-        print(f"already finished, nothing done; rerun=all repeats it: {path}")
-        if settings.callbacks.submission:
-            print("mode=eval callbacks.submission=true writes the submission of a finished run")
-        outcome.skipped.append(name)
+    if state.kind == "failed":
+        outcome.failed.append((name, f"{state.record.message} (an earlier attempt; rerun=failed tries again)"))
         return False
-    if found.status == "interrupted" or settings.rerun == "failed":
-        return True
-    outcome.failed.append((name, f"{found.message} (an earlier attempt; rerun=failed tries again)"))
+    print(summary.render(state.record))
+    path = record.record_path(settings.paths.root, name)
+    print(f"already finished, nothing done; rerun=all repeats it: {path}")
+    if settings.callbacks.submission:
+        print("mode=eval callbacks.submission=true writes the submission of a finished run")
+    outcome.skipped.append(name)
     return False
 
 
-def _overrides() -> str:
-    from hydra.core.hydra_config import HydraConfig
-
-    return " ".join(HydraConfig.get().overrides.task) if HydraConfig.initialized() else "run"
-
-
 def sweep_jobs(name: str, extra_overrides: Sequence[str] = ()) -> list[Job]:
-    """The jobs of ``sweeps/<name>.yaml`` in order, as ``python run.py +sweeps=<name>`` would start them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """The jobs of ``sweeps/<name>.yaml`` in order, as ``python run.py +sweeps=<name>`` would start them.
+
+    Raises ``UserError`` for a wrong name, and for overrides that compose no run.
+    """
+    from lrx.engine import known
+    from lrx.engine.jobs import job_of
+
+    if not (paths.sweeps_dir() / f"{name}.yaml").is_file():
+        raise UserError(f"no sweep is called {name!r}; {did_you_mean(name, sweep_names())}")
+    key = known.key(name, extra_overrides)
+    composed = known.recall(key)
+    if composed is None:
+        composed = _compose_grid(name, extra_overrides)
+        known.remember(key, composed)
+    jobs: dict[str, Job] = {}
+    for overrides, config in composed:
+        job = job_of(overrides, validate(config))
+        jobs.setdefault(job.run_id, job)  # a seed that stands twice is one run
+    return list(jobs.values())
+
+
+def _compose_grid(name: str, extra_overrides: Sequence[str]) -> list[tuple[list[str], dict[str, Any]]]:
     from omegaconf import OmegaConf
 
-    path = paths.sweeps_dir() / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"no sweep is called {name!r}; {did_you_mean(name, sweep_names())}")
-    grid = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
-    texts = [f"+sweeps={name}", *(f"{key}={value}" for key, value in grid.items()), *extra_overrides]
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(texts), None)
-    jobs = []
-    for overrides in batches[0]:
-        settings = lrx_config.settings_of(lrx_config.compose(overrides))
-        jobs.append(
-            Job(
-                overrides=list(overrides),
-                fingerprint=lrx_config.fingerprint(settings),
-                run_id=lrx_config.run_id(settings),
-                method=settings.method["name"],
-                seed=settings.seed,
-                config=settings.model_dump(mode="json", exclude={"sweep"}),
-            )
-        )
-    return jobs
+    from lrx.engine.compose import Composer, expand
+
+    grid = OmegaConf.select(OmegaConf.load(paths.sweeps_dir() / f"{name}.yaml"), "hydra.sweeper.params") or {}
+    lists = expand([f"+sweeps={name}", *(f"{key}={value}" for key, value in grid.items()), *extra_overrides])
+    composer = Composer()
+    return [(overrides, lrx_config.container_of(composer(overrides))) for overrides in lists]
 
 
 def sweep_names() -> list[str]:
@@ -235,8 +258,8 @@ def help_text() -> str:
     """What ``--help`` prints: how to ask for a run, and every group with its options."""
     groups = []
     for folder in sorted(path for path in paths.conf_dir().iterdir() if path.is_dir()):
-        if options := _options(folder.name):
-            groups.append(f"  {folder.name + ':':<11} {', '.join(options)}")
+        if found := options(folder.name):
+            groups.append(f"  {folder.name + ':':<11} {', '.join(found)}")
     return HELP.replace("GROUPS", "\n".join(groups)).replace("SWEEPS", ", ".join(sweep_names()))
 
 
@@ -244,7 +267,7 @@ HELP = """\
 lrx: reproduce papers on low-rank adaptation. One run = one method, one model, one task, one seed.
 
   python run.py method=altlora task=glue                 one run, minutes on two CPU cores, no network
-  python run.py -m method=lora,altlora seed=0,1          several runs; finished ones are skipped
+  python run.py -m method=lora,altlora seed=0,1 jobs=2   several runs, two at a time; finished ones are skipped
   python run.py +sweeps=altlora_glue                     a whole table: methods x seeds
   python run.py method=altlora task=glue mode=eval       score a finished run again
   python run.py method=altlora task=glue scale=paper     the paper's setting (hub weights and data, GPU)
@@ -255,63 +278,10 @@ GROUPS
 
 Set any value with KEY=VALUE:
   seed=0  rerun=none|all|failed  paths.root=results  trainer.max_steps=N  trainer.precision=bf16-mixed
+  jobs=N  fail_fast=true  time_limit=SECONDS         for several runs: at a time; end with the first failure; for each
   task.source=embedded|local|hub  task.data_dir=DIR  task.subset=rte  task.subset=[cola,rte]  method.rank=8
 
 More:
   python -m lrx list methods        what there is, with papers      python -m lrx info altlora   one of them
   python run.py --cfg job           the whole composed config       python run.py --hydra-help   Hydra's own flags
   eval "$(python run.py -sc install=bash)"                          tab completion"""
-
-
-def explain(error: BaseException) -> str | None:
-    """One line for a user's mistake, or None when ``error`` is a defect of ours and its traceback is wanted."""
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        if group.startswith("model/for"):
-            return f"model: this task has no default backbone at scale {group.rpartition('/')[2]!r}; give model=NAME"
-        return f"{group or 'config'}={choice}: no such option; {did_you_mean(choice, error.options or _options(group))}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}: {_first_line(error)} (the form is key=value)"
-    cause = error.__cause__
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key and cause.parent_node is not None:
-        key = str(cause.full_key)
-        names = [str(name) for name in getattr(cause.parent_node, "keys", list)()]
-        if not names:  # a mapping that is filled freely, such as method.options
-            return f"{key}: not set yet; add it with a plus: +{key}=VALUE"
-        return f"{key}: no such key; {did_you_mean(key.rpartition('.')[2], names)}"
-    if isinstance(error, OmegaConfBaseException | HydraException):
-        text = _first_line(error)
-        if match := re.match(r"Could not override '([^']+)'\.? ?No match in the defaults list", text):
-            return f"{match[1]}: no such group; {did_you_mean(match[1], _groups())}"
-        return text + (f" ({_first_line(cause)})" if cause else "")
-    if isinstance(error, ValueError) and _inside_hydra(error):
-        return f"cannot compose the configuration: {_first_line(error)} (the form of an override is key=value)"
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or 'a file the run writes'}; check paths.root and the disk"
-    return None
-
-
-def _inside_hydra(error: BaseException) -> bool:
-    """Whether the error was raised by Hydra's or OmegaConf's own code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return name.startswith(("hydra.", "omegaconf."))
-
-
-def _groups() -> list[str]:
-    return ["sweeps", *(p.name for p in paths.conf_dir().iterdir() if p.is_dir())]
-
-
-def _options(group: str) -> list[str]:
-    folder = paths.sweeps_dir() if group == "sweeps" else paths.conf_dir() / group
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).strip().splitlines()[:1])

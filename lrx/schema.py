@@ -6,10 +6,22 @@ its source by ``lrx.registry``), so a new method needs no schema of its own.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from lrx import registry
 from lrx.errors import UserError, did_you_mean
@@ -62,10 +74,83 @@ class Checkpoint(Section):
     every_n_steps: PositiveInt | None
 
 
+class Lens(Section):
+    """The low-rank lens (``lrx.callbacks.lens``)."""
+
+    every: PositiveInt
+    weight_every: PositiveInt | None
+    top: PositiveInt
+    rank: PositiveInt
+    target_modules: str | list[str] | None
+
+
 class Callbacks(Section):
     checkpoint: Checkpoint
     progress: Literal["auto", "rich", "none"]
     submission: bool
+    lens: Lens | None = None
+    extra: dict[str, dict[str, Any]] = Field(default_factory=dict)  # Lightning callbacks by ``_target_`` (lrx.safety)
+
+
+class Tuned(Section):
+    """Where tuned values come from: written by ``python -m lrx tune`` into ``conf/tuned``, kept in every record.
+
+    ``values``: what was tuned, by dotted key. ``trials``: how many the method got. ``score``: the winner's, the mean of
+    ``metric`` on the selection split (a metric that is better when lower counts negative).
+    """
+
+    sweep: str
+    model: str
+    source: str
+    values: dict[str, Any] = Field(min_length=1)
+    trials: PositiveInt
+    seed: int | list[int]
+    metric: str
+    score: float
+    command: str
+
+
+class Engine(Section):
+    """Where the jobs of a multirun run (``lrx.engine``). What is null is not given: the cluster's own default."""
+
+    name: Literal["local", "inline", "submitit", "ray"]
+    # submitit
+    executor: Literal["local", "slurm"] | None = None
+    timeout_min: PositiveInt | None = None
+    max_num_timeout: int | None = Field(default=None, ge=0)
+    signal_delay_s: PositiveInt | None = None
+    mem_gb: PositiveFloat | None = None
+    cpus_per_task: PositiveInt | None = None
+    gpus_per_node: int | None = Field(default=None, ge=0)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    array_parallelism: PositiveInt | None = None
+    setup: list[str] | None = None
+    additional_parameters: dict[str, Any] | None = None
+    # ray
+    address: str | None = None
+    cpus_per_job: PositiveFloat | None = None
+    gpus_per_job: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Engine:
+        needed = {"submitit": ("executor", "timeout_min", "max_num_timeout"), "ray": ("cpus_per_job",)}
+        for key in needed.get(self.name, ()):
+            if getattr(self, key) is None:
+                raise ValueError(f"engine.{key} must be set")
+        ray = {"address", "cpus_per_job", "gpus_per_job"}
+        known = {"submitit": set(type(self).model_fields) - ray, "ray": {"name", *ray}}.get(self.name, {"name"})
+        for key in self.model_dump():
+            if key not in known:
+                raise ValueError(f"engine.{key} is no option of engine={self.name}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is set: a record says nothing of the options of other engines."""
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class Settings(Section):
@@ -74,6 +159,12 @@ class Settings(Section):
     seed: int = Field(ge=0, lt=2**63)
     mode: Literal["train", "eval"]
     rerun: Literal["none", "all", "failed"]
+    trial: bool = False
+    jobs: PositiveInt = 1
+    fail_fast: bool = False
+    time_limit: PositiveFloat | None = None
+    # Records of before there were engines have none.
+    engine: Engine = Field(default_factory=lambda: Engine.model_validate({"name": "local"}))
     paths: Paths
     scale: Scale
     trainer: Trainer
@@ -83,6 +174,7 @@ class Settings(Section):
     model: dict[str, Any]
     task: dict[str, Any]
     sweep: dict[str, Any] | None = None
+    tuned: Tuned | None = None
 
 
 _ANNOTATIONS = {t.__name__: t for t in (int, float, bool, str, list, tuple, dict)} | {
@@ -103,6 +195,8 @@ def validate(config: dict[str, Any]) -> Settings:
         "task": ("tasks", "name"),
     }
     config = dict(config)
+    if config.get("seed") is None:  # a run that is to be trained has drawn one by now
+        raise UserError("seed is null or missing: there each run draws its own, so give the seeds that are meant")
     for section, (kind, key) in sections.items():
         given = config.get(section)
         if not isinstance(given, dict) or not all(isinstance(given.get(k), str) for k in {key, "name"}):
@@ -114,6 +208,8 @@ def validate(config: dict[str, Any]) -> Settings:
         raise UserError(_explain(error, Settings)) from None
     if settings.trainer.max_steps is None and settings.trainer.max_epochs is None:
         raise UserError("trainer.max_steps or trainer.max_epochs must be set: neither says when training ends")
+    if settings.trial and (settings.mode == "eval" or settings.callbacks.submission):
+        raise UserError("trial=true: a trial never touches the reported splits; no mode=eval, no callbacks.submission")
     return settings
 
 
@@ -143,9 +239,14 @@ def _check_arguments(section: str, kind: str, key: str, given: dict[str, Any]) -
     return checked
 
 
+@functools.cache
+def _type_adapter(annotation: str) -> TypeAdapter[Any]:
+    return TypeAdapter(eval(annotation, {"__builtins__": {}}, _ANNOTATIONS))  # the text of an installed source file
+
+
 def _adapter(annotation: str, entry: registry.Entry, argument: str) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(eval(annotation, {"__builtins__": {}}, _ANNOTATIONS))  # the text of an installed source file
+        return _type_adapter(annotation)
     except Exception:
         raise UserError(
             f"{entry.path}: {entry.class_name}: the type of {argument!r}, {annotation}, cannot be read without running "
@@ -159,7 +260,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         owner: Any = model
         for part in first["loc"][:-1]:
-            owner = owner.model_fields[part].annotation
+            owner = _section_of(owner.model_fields[part].annotation)
         return f"{where}: no such key; {did_you_mean(str(first['loc'][-1]), owner.model_fields)}"
     keys = [part for part in first["loc"] if part in _field_names(model)]
     name = ".".join(str(part) for part in keys) or where
@@ -172,9 +273,15 @@ def _field_names(model: type[BaseModel]) -> set[str]:
     names: set[str] = set()
     for name, info in model.model_fields.items():
         names.add(name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            names |= _field_names(info.annotation)
+        if (section := _section_of(info.annotation)) is not None:
+            names |= _field_names(section)
     return names
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also where it may be null instead."""
+    choices = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
+    return next((each for each in choices if issubclass(each, BaseModel)), None)
 
 
 def _short(value: Any) -> str:

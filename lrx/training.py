@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import io
 import json
 import math
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,23 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from lrx import registry
+from lrx import config as lrx_config
+from lrx import registry, slurm, stop, warm
 from lrx.callbacks.costs import Costs
+from lrx.callbacks.extra import extra_callbacks, report_of
+from lrx.callbacks.lens import lens_of
 from lrx.callbacks.metric_log import MetricLog
 from lrx.callbacks.progress import StepProgress
 from lrx.callbacks.selection import Selection
 from lrx.callbacks.stop import StopSignals
-from lrx.errors import UserError
-from lrx.files import write_atomic
+from lrx.checkpoints import AtomicCheckpoints, Passport, newest_readable, snapshots
+from lrx.errors import RunFailed, UserError
+from lrx.files import sweep_temporary, write_atomic
 from lrx.methods.base import Method, split_trainable
 from lrx.models.base import Backbone
 from lrx.modules.evaluate import predict_split
@@ -41,14 +45,47 @@ from lrx.trackers import Tracker
 
 def assemble(task: Task, settings: Settings) -> tuple[Backbone, Method]:
     """Build the backbone for ``task`` and let the method adapt it. Nothing is trained and no data is read yet."""
-    model = registry.load("models", settings.model["family"])(**_arguments(settings.model))
     method = registry.load("methods", settings.method["name"])(**_arguments(settings.method))
-    try:
-        backbone = model.build(task.inputs, task.outputs, derive(settings.seed, "model"))
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
-        raise UserError(f"model={settings.model['name']}: {' '.join(str(error).split())[:200]}") from error
+    backbone = build_backbone(task, settings)
     method.adapt(backbone, torch.Generator().manual_seed(derive(settings.seed, "method")))
     return backbone, method
+
+
+def build_backbone(task: Task, settings: Settings) -> Backbone:
+    """The backbone for ``task``, not adapted yet; in a job forked from the warm server, a copy of the one kept there."""
+    model = registry.load("models", settings.model["family"])(**_arguments(settings.model))
+    seed = derive(settings.seed, "model")
+    key = ("backbone", json.dumps(settings.model, sort_keys=True), task.inputs, task.outputs, seed)
+    try:
+        kept = key in warm.kept
+        backbone: Backbone = warm.keep(key, lambda: model.build(task.inputs, task.outputs, seed))
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise UserError(f"model={settings.model['name']}: {' '.join(str(error).split())[:200]}") from error
+    if not kept or warm.keeping():
+        return backbone
+    return copy.deepcopy(backbone, {id(backbone.tokenizer): backbone.tokenizer})  # nothing changes a tokenizer
+
+
+def prepare_part(task: Task, settings: Settings) -> None:
+    """In the warm server: build what training on ``task`` will read, so that the jobs forked afterwards find it."""
+    task.bind(build_backbone(task, settings), derive(settings.seed, "data"))
+    if task.size("train") and settings.mode == "train":
+        task.train_dataloader()
+    for split in ("select", *task.reported):
+        if task.size(split):
+            task.eval_dataloader(split)
+
+
+def withhold_reported(task: Task) -> None:
+    """Let a tuning trial have no reported splits: nothing can read or score what the task does not offer.
+
+    Raises ``UserError`` when there is no selection split of its own to judge a trial by.
+    """
+    if task.selects_on_reported:
+        raise UserError(f"task {task.name} selects on its reported split; a trial needs task.holdout above 0, e.g. 0.1")
+    task.reported = ()
+    if not task.size("select"):
+        raise UserError(f"task {task.name} has no selection split; there is nothing to tune on")
 
 
 def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -> tuple[Part, dict[str, float]]:
@@ -58,10 +95,12 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     and at the end ``part.json``, whose presence means that this part is done and only the run's record is missing.
     """
     done = folder / "part.json"
-    if done.exists():
-        stored = json.loads(done.read_text())
-        return Part(**stored["part"]), stored["cost"]
+    if (finished := read_part(done)) is not None:
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        sweep_temporary(place)  # what a killed process was writing
+    resident_before = warm.resident_bytes()
     backbone, method = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
     if settings.callbacks.submission:
@@ -82,8 +121,8 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
         precision=settings.trainer.precision,
         patience=settings.trainer.patience,
     )
-    costs = Costs()
-    fit(module, task, settings, folder, [costs, selection], tracker)
+    costs = Costs(resident_before)
+    fit(module, task, settings, folder, [costs, selection, *lens_of(settings, folder, costs)], tracker)
     train_seconds = costs.elapsed()
 
     part = score(module, task, settings, folder, selection)
@@ -97,8 +136,20 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     write_atomic(done, json.dumps({"part": dataclasses.asdict(part), "cost": cost}, indent=1))
     selection.best_file.unlink(missing_ok=True)  # not earlier: a run killed while it is scored needs it again
     for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
-        checkpoint.unlink()  # the part is done; its weights are in adapter.safetensors
+        checkpoint.unlink(missing_ok=True)  # the part is done; its weights are in adapter.safetensors
     return part, cost
+
+
+def read_part(done: Path) -> tuple[Part, dict[str, float]] | None:
+    """What a finished part left for the record, or None; a file that is none is named, and the part trained again."""
+    if not done.exists():
+        return None
+    try:
+        stored = json.loads(done.read_text())
+        return Part(**stored["part"]), dict(stored["cost"])
+    except (ValueError, TypeError, KeyError) as error:
+        print(f"warning: {done} cannot be read ({type(error).__name__}); this part is trained again", flush=True)
+        return None
 
 
 def plan(task: Task, settings: Settings) -> Schedule:
@@ -140,7 +191,9 @@ def fit(
     every = settings.logger.every_n_steps
     log = MetricLog(folder / "metrics.jsonl", task.name, every, selection, tracker, verbose=not interactive)
     checkpoints = folder / "checkpoints"
-    callbacks: list[pl.Callback] = [*meters, log, StopSignals(checkpoints), *snapshots(settings, checkpoints)]
+    identity = lrx_config.identity(settings)
+    callbacks: list[pl.Callback] = [*meters, log, Passport(identity), StopSignals(checkpoints)]
+    callbacks += [*extra_callbacks(settings), *snapshots(settings, checkpoints)]
     if interactive:
         callbacks.append(StepProgress(task.name, selection))
     trainer = make_trainer(
@@ -153,24 +206,30 @@ def fit(
         max_epochs=-1,
         accumulate_grad_batches=settings.trainer.accumulate,
         gradient_clip_val=settings.trainer.clip,
-        logger=False,
+        logger=report_of(settings, folder),
+        log_every_n_steps=every,
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
-        default_root_dir=str(folder),
+        default_root_dir=str(checkpoints),  # where Lightning saves what it goes on from when Slurm requeues the job
     )
-    checkpoint = newest_readable(checkpoints)
+    checkpoint = newest_readable(checkpoints, identity)
+    for other in set(checkpoints.glob("hpc_ckpt_*.ckpt")) - {checkpoint}:
+        other.unlink()  # broken or outdated; Lightning would take one by itself where there is no other
     if checkpoint is not None:
         print(f"{task.name}: going on from {checkpoint.name}", flush=True)
-    trainer.fit(module, datamodule=task, ckpt_path=checkpoint, weights_only=True)
+    with stop.deferred():
+        trainer.fit(module, datamodule=task, ckpt_path=checkpoint, weights_only=True)
     module.backbone.to(trainer.strategy.root_device)
 
 
 def make_trainer(settings: Settings, **options: Any) -> pl.Trainer:
     """Lightning's trainer. Raises ``UserError`` for devices, strategies or precisions that cannot be had here."""
     plugins: list[Any] = [] if settings.trainer.strategy.startswith("fsdp") else [AtomicCheckpoints()]
+    if slurm.requeues() and settings.trainer.strategy != "auto":
+        plugins.append(LightningEnvironment())  # one task of Slurm, in which Lightning starts the run's processes
     try:
         return pl.Trainer(plugins=plugins, **options)
     except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -195,22 +254,33 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
     if selection.last:
         part.last["select"] = selection.last
     part.metrics, part.best_step = dict(part.last), part.steps
+    earlier = [entry for entry in selection.curve if entry["step"] < part.steps]
+    part.curve = [*earlier, {"step": part.steps, "splits": dict(part.last)}]
     if settings.trainer.select == "best" and selection.best_step >= 0 and selection.best_step != part.steps:
-        method.load_adapter(backbone, load_file(selection.best_file))
+        part.last_predictions = store_predictions(folder, "last_predictions", predictions)
+        method.load_adapter(backbone, best_weights(selection.best_file))
         predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
         part.metrics = {split: task.score(*pair) for split, pair in predictions.items()} | {"select": selection.best}
         part.best_step = selection.best_step
-    state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
-    write_atomic(folder / "adapter.safetensors", save(state))
-    for split, (predicted, references) in predictions.items():
-        write_predictions(folder / f"predictions.{split}.csv", predicted, references)
-        part.predictions[split] = str(
-            Path(folder.parent.parent.name, folder.parent.name, folder.name, f"predictions.{split}.csv")
-        )
+    if not settings.trial:  # the weights of a trial serve nothing: they may not be scored on a reported split
+        state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
+        write_atomic(folder / "adapter.safetensors", save(state))
+    part.predictions = store_predictions(folder, "predictions", predictions)
+    if part.best_step == part.steps:
+        part.last_predictions = dict(part.predictions)
     if settings.callbacks.submission:
         submit(backbone, task, folder, precision)
     part.notes = dict(task.notes)  # last: a split is read, and its irregularities counted, when first needed
     return part
+
+
+def best_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights that selection kept. Raises ``RunFailed`` when the file is gone or broken."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise RunFailed(f"{path}: the best weights cannot be read ({reason}); rerun=all trains anew") from error
 
 
 def submit(backbone: Backbone, task: Task, folder: Path, precision: str) -> None:
@@ -227,60 +297,21 @@ def selection_steps(module: Supervised, selection: Selection) -> int:
     return int(selection.history[-1]["step"]) if stopped else module.schedule.steps
 
 
+def store_predictions(folder: Path, name: str, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, str]:
+    """Write ``folder/<name>.<split>.csv`` for each split; split -> path relative to ``paths.root``."""
+    stored = {}
+    for split, (predicted, references) in pairs.items():
+        path = folder / f"{name}.{split}.csv"
+        write_predictions(path, predicted, references)
+        stored[split] = str(path.relative_to(folder.parents[2]))
+    return stored
+
+
 def write_predictions(path: Path, predictions: np.ndarray, references: np.ndarray) -> None:
     """CSV with one line per item in file order: index, prediction, reference (empty for an unlabelled split)."""
     labels = references.tolist() if len(references) else [""] * len(predictions)
     rows = (f"{i},{p},{y}" for i, (p, y) in enumerate(zip(predictions.tolist(), labels, strict=True)))
     write_atomic(path, "\n".join(["index,prediction,reference", *rows]) + "\n")
-
-
-def snapshots(settings: Settings, folder: Path) -> list[ModelCheckpoint]:
-    """Checkpoint callbacks that keep the newest two: if a kill or a bad disk ruins one, the other is there."""
-    choice = settings.callbacks.checkpoint
-    common: dict[str, Any] = {
-        "dirpath": folder, "monitor": "step", "mode": "max", "save_top_k": 2, "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }  # fmt: skip
-    made: list[ModelCheckpoint] = []
-    if choice.every_seconds is not None:
-        interval = timedelta(seconds=choice.every_seconds)
-        made.append(Snapshot(filename="time-{step}", train_time_interval=interval, **common))
-    if choice.every_n_steps is not None:
-        made.append(Snapshot(filename="step-{step}", every_n_train_steps=choice.every_n_steps, **common))
-    return made
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; Lightning goes through the system's temporary folder."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomic(Path(path), buffer.getvalue())
-
-
-class Snapshot(ModelCheckpoint):
-    """Saves after an optimizer step only: an open accumulation window is in no checkpoint and would be lost."""
-
-    _seen_step = -1
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.global_step != self._seen_step:
-            self._seen_step = trainer.global_step
-            super().on_train_batch_end(trainer, *args, **kwargs)
-
-
-def newest_readable(folder: Path) -> Path | None:
-    """The checkpoint with the most steps that can be read; unreadable ones are named and passed over."""
-    found = []
-    for path in folder.glob("*.ckpt"):
-        try:
-            found.append((torch.load(path, weights_only=True, map_location="cpu")["global_step"], path))
-        except Exception as error:  # torn by a kill, a full disk or another hand: any reason is the same here
-            print(
-                f"warning: checkpoint {path} cannot be read ({type(error).__name__}); using an earlier one", flush=True
-            )
-    return max(found)[1] if found else None
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

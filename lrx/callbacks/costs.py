@@ -20,12 +20,13 @@ class Costs(pl.Callback):
     """Measures every training batch from its start to its end, optimizer step included, waiting for data excluded.
 
     ``seconds``: one figure per batch, kept in checkpoints so that a resumed run reports over all its batches.
-    ``peak_memory``: bytes; the device's peak allocation on a GPU, else the largest resident set of the process since
-    this training began (on Linux; elsewhere since the process began). Memory that earlier work in the same process
-    did not give back is counted.
+    ``peak_memory``: bytes; the device's peak allocation on a GPU, else by how much the resident set of the process
+    grew from ``resident_before`` (taken before the model was built: libraries, and what a job shares with others, do
+    not count) to its peak in training. Only Linux tells the peak of a part of a process's life.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resident_before: int = 0) -> None:
+        self.resident_before = resident_before
         self.seconds: list[float] = []
         self.examples = 0
         self.state_bytes = 0
@@ -36,6 +37,10 @@ class Costs(pl.Callback):
     def elapsed(self) -> float:
         """Seconds of training so far, evaluation included, over all the processes that did it."""
         return self.earlier_seconds + time.perf_counter() - self._begun
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count ``seconds`` that were just spent on looking at the training."""
+        self._begun += seconds
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._begun = time.perf_counter()
@@ -61,7 +66,7 @@ class Costs(pl.Callback):
         if trainer.strategy.root_device.type == "cuda":  # the module has left it by now
             self.peak_memory = torch.cuda.max_memory_allocated()
         else:
-            self.peak_memory = peak_resident()
+            self.peak_memory = max(0, peak_resident() - self.resident_before)
 
     def summary(self) -> dict[str, float]:
         """Median step seconds, examples per second of training, optimizer-state bytes, peak memory bytes."""

@@ -1,4 +1,4 @@
-"""Writes losses and scores to ``metrics.jsonl`` beside the run and mirrors them to the logger."""
+"""Writes losses and scores to ``metrics.jsonl`` beside the run and mirrors them to the tracker."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import pytorch_lightning as pl
 
 from lrx.callbacks.selection import Selection
 from lrx.errors import RunFailed
+from lrx.files import write_atomic
 from lrx.modules.supervised import Supervised
-from lrx.trackers import Tracker, mirror
+from lrx.results.history import read_history
+from lrx.trackers import Tracker
 
 
 class MetricLog(pl.Callback):
     """One JSON line per ``every`` optimizer steps and per evaluation; the local file is the truth.
 
-    The tracker's loggers get the same values under ``<part>/...``; one that fails is dropped with a warning and the
-    run goes on. Raises ``RunFailed`` (outcome ``diverged``) when the loss is not finite.
+    Each line is handed to the system whole and before anything else is done with its values, so that a kill loses none;
+    at most the last line is torn, which readers pass over. The tracker gets the same values afterwards under
+    ``<part>/...``. Raises ``RunFailed`` (outcome ``diverged``) when the loss is not finite.
     """
 
     def __init__(
@@ -32,21 +35,13 @@ class MetricLog(pl.Callback):
         self._started = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Drop what was logged after the checkpoint that this run resumes from."""
+        """Drop what was logged after the checkpoint that this run resumes from: those steps are taken again."""
         self._logged_step, self._evaluations = trainer.global_step, len(self.selection.history)
         self._started = time.monotonic()
         if not trainer.is_global_zero:
             return
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= trainer.global_step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError):
-                    continue  # a line that a kill cut short
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(kept))
+        kept = [line for line in read_history(self.path) if line["step"] <= trainer.global_step]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._stream = self.path.open("a", buffering=1)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
@@ -73,8 +68,7 @@ class MetricLog(pl.Callback):
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
-        named = {f"{self.part}/{name}": value for name, value in values.items()}
-        self.tracker.loggers = mirror(self.tracker.loggers, named, step)
+        self.tracker.log({f"{self.part}/{name}": value for name, value in values.items()}, step)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if hasattr(self, "_stream"):

@@ -1,4 +1,4 @@
-"""Scores the selection split during training, keeps the best weights, stops early."""
+"""Scores the splits during training, keeps the weights that are best on the selection split, stops early."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ class Selection(pl.Callback):
     checkpoint of step t always knows the evaluation of step t and a resumed run neither repeats nor skips one.
 
     ``best_file``: where the best weights go (safetensors, replaced atomically). ``patience``: evaluations without a
-    better score after which training stops, or None. Nothing is scored when the selection split is empty.
+    better score after which training stops, or None. Without a selection split no weights are kept.
+
+    ``curve``: one entry per evaluation, ``{"step": 40, "splits": {"select": {"accuracy": 0.8}, "test": {...}}}``, with
+    the reported splits, so that a table can follow another reporting protocol without running again. Nothing here is
+    decided by them. The entry of the last step lacks them: the final scoring computes the same numbers.
     """
 
     def __init__(self, steps: set[int], split: str | None, best_file: Path, precision: str, patience: int | None):
@@ -31,6 +35,7 @@ class Selection(pl.Callback):
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
+        self.curve: list[dict[str, Any]] = []
         self.waited = 0
         self._done_step = -1
 
@@ -41,10 +46,24 @@ class Selection(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         step = trainer.global_step
-        if step == self._done_step or step not in self.steps or self.split is None:
+        if step == self._done_step or step not in self.steps:
             return
         self._done_step = step
         assert isinstance(module, Supervised)
+        splits: dict[str, dict[str, float]] = {}
+        if self.split is not None:
+            splits[self.split] = self._select(module, step)
+        stops = self.patience is not None and self.waited >= self.patience
+        if stops:
+            trainer.should_stop = True
+        if step != module.schedule.steps and not stops:
+            for split in module.task.reported:
+                splits[split] = score_split(module.backbone, module.task, split, self.precision)
+        self.curve.append({"step": step, "splits": splits})
+
+    def _select(self, module: Supervised, step: int) -> dict[str, float]:
+        """Score the selection split and keep the weights if they are the best so far."""
+        assert self.split is not None
         task = module.task
         self.last = score_split(module.backbone, task, self.split, self.precision)
         self.history.append({"step": step, **self.last})
@@ -58,11 +77,10 @@ class Selection(pl.Callback):
             write_atomic(self.best_file, save(state))
         else:
             self.waited += 1
-        if self.patience is not None and self.waited >= self.patience:
-            trainer.should_stop = True
+        return self.last
 
     def state_dict(self) -> dict[str, Any]:
-        keys = ("best_score", "best_step", "last", "best", "history", "waited", "_done_step")
+        keys = ("best_score", "best_step", "last", "best", "history", "curve", "waited", "_done_step")
         return {key: getattr(self, key) for key in keys}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

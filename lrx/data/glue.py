@@ -52,6 +52,24 @@ def check(task: Mapping[str, Any], mode: str = "train") -> None:
         hub.check(needed, task.get("revision"))
 
 
+def describe() -> list[str]:
+    """A line per sub-task for ``lrx info``: kind, metrics (the selecting one first), roles and sizes of its splits."""
+    lines = []
+    for each in [*EMBEDDED.values(), *GLUE.values()]:
+        kind = f"{len(each.classes)} classes" if each.classes else "regression"
+        sizes = dict(each.sizes)
+        if each.name in EMBEDDED:
+            try:
+                sizes = {name: len(split) for name, split in embedded.load(each.name).items()}
+            except UserError:
+                sizes = {}  # not fetched yet
+        splits = ", ".join(f"{name} {size:,}" for name, size in sizes.items()) or "sizes known once fetched"
+        source = "embedded" if each.name in EMBEDDED else "local, hub"
+        reported = f"reported {'+'.join(each.reported)}"
+        lines.append(f"{each.name} ({source}): {kind}; {', '.join(each.metrics)}; {reported}; {splits}")
+    return lines
+
+
 def resolve(task: Mapping[str, Any]) -> list[str]:
     """The sub-tasks a configuration asks for, in order.
 

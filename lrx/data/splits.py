@@ -21,6 +21,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def digest(self) -> str:
+        """64 hex digits of texts and labels."""
+        return hashlib.sha256(repr((self.texts, self.labels)).encode()).hexdigest()
+
     def take(self, positions: list[int]) -> Split:
         """The examples at ``positions``, in that order."""
         labels = None if self.labels is None else [self.labels[i] for i in positions]

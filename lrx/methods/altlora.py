@@ -18,14 +18,14 @@ Trained: A, B and the task head (AdamW); frozen: the rest.
 Per step: the idle factor's gradient is dropped before clipping, then the moving factor of every pair is stepped.
 Factors take turns at every step, A first. With B = 0 the first step of A changes nothing (gA = 0).
 
-The official code (github.com/LucasXinYu/AltLoRA) differs from the paper, and options reproduce it: ``mode: joint``
-(both factors from one backward pass, B's Gram matrix from the moved A), ``use_scale: false`` (no 1/s^2),
-``bias_correction`` (lr / (1 - beta1^t); none for V), ``decay: after`` (p (1 - lr weight_decay) after the update),
-damping 1e-5, in AltLoRA+ ``momentum: untransported`` (M~ enters the update, but M without transport is stored), and
-``flip_every: 10`` (its trainer alternates in phases of ten steps; that it trains both factors until the first flip is
-not reproduced). Its learning rate ignores schedulers; here it is read from the parameter group. A Gram matrix that is
-singular without damping is inverted by its pseudo-inverse (the official code falls back to the identity); non-finite
-gradients propagate as in AdamW.
+Departures from the official code (github.com/LucasXinYu/AltLoRA): the defaults are the paper's; where the code differs,
+options reproduce it: ``mode: joint`` (both factors from one backward pass, B's Gram matrix from the moved A),
+``use_scale: false`` (no 1/s^2), ``bias_correction`` (lr / (1 - beta1^t); none for V), ``decay: after`` (p (1 - lr
+weight_decay) after the update), damping 1e-5, in AltLoRA+ ``momentum: untransported`` (M~ enters the update, but M
+without transport is stored), and ``flip_every: 10`` (its trainer alternates in phases of ten steps; that it trains both
+factors until the first flip is not reproduced). Its learning rate ignores schedulers; here it is read from the
+parameter group. A Gram matrix that is singular without damping is inverted by its pseudo-inverse (the official code
+falls back to the identity); non-finite gradients propagate as in AdamW.
 
 Cost per matrix: r (k + d) parameters; state 2 r (k + d), AltLoRA+ 3 r (k + d), half of the first being the basis
 copies; O((k + d) r^2 + r^3) operations per step, and no k x d buffer.

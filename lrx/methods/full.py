@@ -2,7 +2,11 @@
 
 "Decoupled Weight Decay Regularization", Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101 (AdamW).
 
-Trained: everything. Per step: one AdamW step; 1-D tensors are not decayed.
+    M = beta1 M + (1 - beta1) g,  V = beta2 V + (1 - beta2) g * g
+    p = p - lr (M / (1 - beta1^t) / (sqrt(V / (1 - beta2^t)) + eps) + weight_decay p)
+
+Trained: everything. Per step: one AdamW step.
+Departures: 1-D tensors (biases, norms) are not decayed, as is usual; the paper decays every parameter.
 Cost per (m, n) matrix: m n parameters, 2 m n state.
 """
 

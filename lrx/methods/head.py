@@ -1,6 +1,7 @@
 """Linear probing: only the task head is trained, the lower end of what adaptation costs.
 
 Trained: the task head, with AdamW; frozen: the whole backbone. Per step: one AdamW step.
+Departures: none, there is no paper to depart from.
 Cost per adapted matrix: none.
 """
 

@@ -122,7 +122,8 @@ def load_tokenizer(where: str, revision: str | None, local: bool = True) -> Any:
     if where.startswith("package:"):
         where, local = resolve("package", where.removeprefix("package:"))
     with explained(f"tokenizer {where!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or "main", local_files_only=local)
+        which = {"revision": revision or "main", "local_files_only": local, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(where, **which)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

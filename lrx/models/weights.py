@@ -59,7 +59,8 @@ def load(
     from transformers import AutoConfig
 
     where, local = resolve(source, path, revision)
-    which = {"revision": revision or "main", "local_files_only": local}
+    # Unless it is told, transformers asks whoever sits at the terminal whether to run the code of an unknown model.
+    which = {"revision": revision or "main", "local_files_only": local, "trust_remote_code": False}
     with explained(f"model weights {path!r}"):
         kind = AutoConfig.from_pretrained(where, **which).model_type
     if kind not in heads:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lrx.errors import RunFailed
 from lrx.methods.base import Method
 from lrx.models.base import Backbone
 from lrx.seeds import derive
@@ -78,7 +79,10 @@ class Supervised(pl.LightningModule):
         return dict(self.method.adapter_state(self.backbone))
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        self.method.load_adapter(self.backbone, dict(state_dict))
+        try:
+            self.method.load_adapter(self.backbone, dict(state_dict))
+        except ValueError as error:
+            raise RunFailed(f"the checkpoint does not fit this method ({error}); rerun=all trains anew") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen

@@ -11,10 +11,16 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lrx.errors import UserError
-from lrx.results.record import RunRecord
+from lrx.results.protocol import METRIC_NAMES, Protocol, Reading, read
+from lrx.results.record import Part, RunRecord
 from lrx.results.sweep import Column, JobLike, Row, lookup
+
+if TYPE_CHECKING:
+    from lrx.results.items import Items
 
 MISSING = "missing"
 # The order in which outcomes are counted out in a cell, and their words in a table.
@@ -41,9 +47,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Cell:
-    """The values of one row in one column, by seed. NaN and infinities are kept but do not enter the mean."""
+    """The values of one row in one column, by seed. NaN and infinities are kept but do not enter the mean.
+
+    ``over_items``: ``std`` is the standard error over test items of one run, ``item_error``, where that is known.
+    ``reason``: why finished runs have no value under the protocol.
+    """
 
     values: dict[int, float] = field(default_factory=dict)
+    over_items: bool = False
+    item_error: float | None = None
+    reason: str = ""
 
     @property
     def finite(self) -> list[float]:
@@ -63,7 +76,9 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over seeds (n - 1); there is none for a single seed."""
+        """Sample standard deviation over seeds (n - 1); there is none for a single seed. See ``over_items``."""
+        if self.over_items:
+            return self.item_error
         return statistics.stdev(self.finite) if self.n > 1 else None
 
 
@@ -91,22 +106,110 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """The lines of a grid, the columns asked of them, and how many records were of other settings."""
+    """The lines of a grid, the columns asked of them, and how many records were of other settings.
+
+    ``root``: the folder (``paths.root``) below which predictions of test items are; None to do without them.
+    """
 
     lines: list[Line]
     columns: list[Column]
     strays: int = 0
+    protocol: Protocol = field(default_factory=Protocol)
+    root: Path | None = None
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def items(self) -> Items:
+        """The bootstrap over test items."""
+        if "items" not in self.cache:
+            from lrx.results.items import Items
+
+            self.cache["items"] = Items(self.root, self.protocol)
+        return self.cache["items"]
 
     def line(self, key: str) -> Line | None:
         """The line of the row called ``key``."""
         return next((line for line in self.lines if line.row.key == key), None)
 
     def cell(self, line: Line, column: Column) -> Cell:
-        """The values of ``line`` in ``column``, from finished runs, at the selected checkpoint."""
+        """The values of ``line`` in ``column``, from finished runs, as the protocol reads them."""
+        key = ("cell", line.row.key, column.key)
+        if key not in self.cache:
+            self.cache[key] = self._cell(line, column)
+        return self.cache[key]
+
+    def _cell(self, line: Line, column: Column) -> Cell:
         if column.mean_of:
-            return _mean([self._component(line, item) for item in column.mean_of])
-        found = {record.seed: value(record, column) for record in line.finished}
-        return Cell({seed: number * column.factor for seed, number in found.items() if number is not None})
+            cell = _mean([self._component(line, item) for item in column.mean_of])
+        else:
+            found = {record.seed: self.reading(record, column) for record in line.finished}
+            reasons = [reading.reason for reading in found.values() if reading.value is None]
+            values = {seed: r.value * column.factor for seed, r in found.items() if r.value is not None}
+            cell = Cell(values, reason=reasons[0] if reasons else "")
+        if self.protocol.std == "seeds":
+            return cell
+        return Cell(cell.values, over_items=True, item_error=self._item_error(line, column, cell), reason=cell.reason)
+
+    def reading(self, record: RunRecord, column: Column) -> Reading:
+        """What the protocol reads of a record for a column that is no mean of others, without the column's factor."""
+        return reading(record, column, self.protocol)
+
+    def resampled(self, record: RunRecord, column: Column, *, paired: bool) -> Any:
+        """The column's value in bootstrap samples of the test items, (R,), or None where that is not known.
+
+        ``paired``: by stored predictions, with the same samples for every run of the table; otherwise an accuracy
+        without predictions is resampled by itself.
+        """
+        if column.mean_of:
+            several = []
+            for item in column.mean_of:
+                keys = [item] if isinstance(item, str) else item
+                several.append(_average([self.resampled(record, self._column(key), paired=paired) for key in keys]))
+            return _average(several)
+        found = self.reading(record, column)
+        part = record.parts.get(column.part)
+        if found.value is None or part is None:
+            return None
+        resample = self.items.values if paired else self.items.error
+        values = resample(record, column.part, split_of(part, column), column.metric, found)
+        return None if values is None else values * column.factor
+
+    def _item_error(self, line: Line, column: Column, cell: Cell) -> float | None:
+        """Standard error over test items of a single run: root mean square over the seeds. None unless all have it."""
+        errors = []
+        for record in line.finished:
+            if math.isfinite(cell.values.get(record.seed, math.nan)):
+                values = self.resampled(record, column, paired=False)
+                if values is None:
+                    return None
+                errors.append(float(values[abs(values) < math.inf].var(ddof=1)))  # resamples without a value: none
+        return math.sqrt(statistics.fmean(errors)) if errors else None
+
+    def heading(self, column: Column) -> str:
+        """The column's label, or what stands there when the protocol puts another metric in its place."""
+        shown = self._shown_metrics(column)
+        if not shown or shown == (column.metric,):
+            return column.label
+        return f"{column.part} {' and '.join(METRIC_NAMES.get(name, name) for name in shown)}"
+
+    def distinct_columns(self) -> list[Column]:
+        """The columns without those that the protocol makes equal to an earlier one."""
+        first: dict[Any, Column] = {}
+        for column in self.columns:
+            shown = self._shown_metrics(column)
+            first.setdefault((column.part, column.split, shown) if shown else column.key, column)
+        return list(first.values())
+
+    def _shown_metrics(self, column: Column) -> tuple[str, ...]:
+        """The metrics that really stand in a column; empty for a mean of columns and where nothing is reported."""
+        for part in self._parts(column.part):
+            for metrics in part.metrics.values():
+                return self.protocol.metric_of(metrics, column.metric)
+        return ()
+
+    def _parts(self, name: str) -> list[Part]:
+        records = (record for line in self.lines for record in line.finished)
+        return [record.parts[name] for record in records if name in record.parts]
 
     def higher_is_better(self, column: Column) -> bool | None:
         """The direction that the records declare; None when averaged columns disagree."""
@@ -114,11 +217,18 @@ class Table:
             names = [name for item in column.mean_of for name in ([item] if isinstance(item, str) else item)]
             directions = {self.higher_is_better(self._column(name)) for name in names}
             return directions.pop() if len(directions) == 1 else None
-        for line in self.lines:
-            for record in line.finished:
-                if part := record.parts.get(column.part):
-                    return part.higher_is_better.get(column.metric, True)
+        shown = self._shown_metrics(column)
+        for part in self._parts(column.part):
+            return part.higher_is_better.get(shown[0] if shown else column.metric, True)
         return True
+
+    @property
+    def on_reported(self) -> bool:
+        """Whether some checkpoint was chosen on the split that is shown, by the protocol or already by the run."""
+        chosen = self.protocol.checkpoint in ("selected", "best") and any(
+            part.selects_on_reported for record in self.records() for part in record.parts.values()
+        )
+        return self.protocol.on_test or chosen
 
     def seeds(self) -> list[int]:
         """The seeds of the grid."""
@@ -146,7 +256,14 @@ class Table:
         return _mean([self.cell(line, self._column(key)) for key in item])
 
 
-def join(rows: Sequence[Row], columns: Sequence[Column], jobs: Iterable[JobLike], records: list[RunRecord]) -> Table:
+def join(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    jobs: Iterable[JobLike],
+    records: list[RunRecord],
+    protocol: Protocol | None = None,
+    root: Path | None = None,
+) -> Table:
     """The table of ``jobs``: each finds its row and its record. A job that no row describes gets a row of its own."""
     by_fingerprint = _newest(records)
     rows = list(rows)
@@ -169,20 +286,29 @@ def join(rows: Sequence[Row], columns: Sequence[Column], jobs: Iterable[JobLike]
         slots[row.key].append(Slot(job, record))
     lines = [Line(row, sorted(slots[row.key], key=lambda slot: slot.job.seed)) for row in rows]
     strays = sum(fingerprint not in used for fingerprint in by_fingerprint)
-    return Table(lines, list(columns), strays)
+    return Table(lines, list(columns), strays, protocol or Protocol(), root)
 
 
-def value(record: RunRecord, column: Column) -> float | None:
-    """The metric a column asks of a record, or None. Only splits that the record declares as reported count."""
+def reading(record: RunRecord, column: Column, protocol: Protocol) -> Reading:
+    """What ``protocol`` reads of a record for a column. Only splits that the record declares as reported count."""
     part = record.parts.get(column.part)
     if part is None:
-        return None
+        return Reading(None, reason=f"no {column.part} in the run")
+    split = split_of(part, column)
+    if split not in part.reported:
+        return Reading(None, reason=f"no reported split {split!r}" if split else "no reported split")
+    kept = lookup(record.config, "trainer.select") or "best"
+    found = read(part, split, column.metric, protocol, kept)
+    return found if found.value is not None or found.reason else Reading(None, reason=f"no {column.metric}")
+
+
+def split_of(part: Part, column: Column) -> str:
+    """The split a column means: its own, or the only reported one. Raises ``UserError`` where there are several."""
     if not column.split and len(part.reported) > 1:
         raise UserError(
             f"column {column.key!r}: {column.part} reports {', '.join(part.reported)}; say which with 'split'"
         )
-    split = column.split or (part.reported[0] if part.reported else "")
-    return part.metrics.get(split, {}).get(column.metric) if split in part.reported else None
+    return column.split or (part.reported[0] if part.reported else "")
 
 
 def _newest(records: list[RunRecord]) -> dict[str, RunRecord]:
@@ -194,4 +320,13 @@ def _newest(records: list[RunRecord]) -> dict[str, RunRecord]:
 def _mean(cells: list[Cell]) -> Cell:
     """Per seed, over cells; a seed that lacks one of them has no mean."""
     seeds = set.intersection(*(set(cell.values) for cell in cells))
-    return Cell({seed: math.fsum(cell.values[seed] for cell in cells) / len(cells) for seed in sorted(seeds)})
+    values = {seed: math.fsum(cell.values[seed] for cell in cells) / len(cells) for seed in sorted(seeds)}
+    return Cell(values, reason=next((cell.reason for cell in cells if cell.reason), ""))
+
+
+def _average(several: list[Any]) -> Any:
+    """The mean of resampled values; None if one is missing. Larger splits are resampled fewer times."""
+    if any(values is None for values in several):
+        return None
+    count = min(len(values) for values in several)
+    return sum(values[:count] for values in several) / len(several)

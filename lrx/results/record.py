@@ -7,6 +7,7 @@ stored as ``{"$float": "NaN"}``, ``{"$float": "Infinity"}``, ``{"$float": "-Infi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,10 @@ class Part:
     sizes: dict[str, int] = field(default_factory=dict)  # split -> number of examples
     notes: dict[str, int] = field(default_factory=dict)  # e.g. {"truncated": 3}
     predictions: dict[str, str] = field(default_factory=dict)  # split -> path relative to paths.root
+    last_predictions: dict[str, str] = field(default_factory=dict)  # the same of the last step's weights
+    # One entry per evaluation in step order, the last step at the end; records of earlier versions have none:
+    # {"step": 40, "splits": {"select": {"accuracy": 0.80}, "test": {"accuracy": 0.79}}}
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -201,8 +206,13 @@ def read_bundle(path: Path | str) -> tuple[dict[str, Any], list[RunRecord], list
 
 
 def _known(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
-    names = {item.name for item in dataclasses.fields(cls)}
+    names = _field_names(cls)
     return {key: value for key, value in raw.items() if key in names}
+
+
+@functools.cache
+def _field_names(cls: Any) -> frozenset[str]:
+    return frozenset(item.name for item in dataclasses.fields(cls))
 
 
 def _complaint(record: RunRecord) -> str:
@@ -217,16 +227,31 @@ def _complaint(record: RunRecord) -> str:
             return f"{key} is no mapping"
     for name, part in record.parts.items():
         for key, table in (("metrics", part.metrics), ("last", part.last)):
-            splits = table.values() if isinstance(table, dict) else [None]
-            if not all(isinstance(m, dict) and all(_is_number(v) for v in m.values()) for m in splits):
+            if not _are_metrics(table):
                 return f"{key} of part {name!r} are no numbers"
-    if not all(_is_number(value) or value is None for value in record.cost.values()):
+        if not isinstance(part.reported, list) or not all(isinstance(split, str) for split in part.reported):
+            return f"reported of part {name!r} is no list of splits"
+        for key, files in (("predictions", part.predictions), ("last_predictions", part.last_predictions)):
+            if not isinstance(files, dict) or not all(isinstance(path, str) for path in files.values()):
+                return f"{key} of part {name!r} are no paths"
+        entries = part.curve if isinstance(part.curve, list) else [None]
+        if not all(
+            isinstance(e, dict) and type(e.get("step")) is int and _are_metrics(e.get("splits")) for e in entries
+        ):
+            return f"curve of part {name!r} is no list of evaluations"
+    if not {*map(type, record.cost.values())} <= _NUMBERS | {type(None)}:
         return "cost holds something that is no number"
     return ""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_NUMBERS = {int, float}  # by type, since a bool is an int too; thousands of records are looked through
+
+
+def _are_metrics(splits: Any) -> bool:
+    """Whether ``splits`` maps split -> metric -> number."""
+    return isinstance(splits, dict) and all(
+        isinstance(metrics, dict) and {*map(type, metrics.values())} <= _NUMBERS for metrics in splits.values()
+    )
 
 
 def _encode(value: Any) -> Any:

@@ -75,7 +75,7 @@ def latex(document: Document) -> str:
         lines += ["", "\\begin{table}[htbp]", "\\centering", f"\\caption{{{_tex(f'{block.title}. {block.caption}')}}}"]
         lines += ["\\vspace{4pt}", f"\\label{{tab:{document.name.replace('_', '-')}-{block.key}}}", "\\footnotesize"]
         lines += ["\\setlength{\\tabcolsep}{3pt}", f"\\begin{{tabular}}{{{_tex_columns(block)}}}", "\\toprule"]
-        headings = [[_tex(line) for line in textwrap.wrap(text, 11)] for text in block.header]
+        headings = [[_tex(line) for line in textwrap.wrap(text, 10)] for text in block.header]
         lines.append(" & ".join(_stack(heading, "b") for heading in headings) + " \\tabularnewline")
         lines.append("\\midrule")
         for index, row in enumerate(block.rows):
@@ -183,7 +183,7 @@ def _tex_cell(cell: Text, running: bool) -> str:
         text = f"\\raggedright {_tex(str(cell))}"
         return f"\\textbf{{{text}}}" if cell.bold else text
     main = f"\\textbf{{{_tex(cell.main)}}}" if cell.bold else _tex(cell.main)
-    return _stack([main, *(f"{{\\tiny {_tex(line)}}}" for line in textwrap.wrap(cell.detail, 13))], "t")
+    return _stack([main, *(f"{{\\tiny {_tex(line)}}}" for line in textwrap.wrap(cell.detail, 11))], "t")
 
 
 def _stack(lines: list[str], place: str) -> str:

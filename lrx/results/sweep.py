@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lrx.errors import UserError, did_you_mean
+from lrx.results import protocol as protocols
+from lrx.tuning.space import Tune
 
 COSTS = {
     "trainable_parameters": "trainable parameters",
@@ -209,7 +211,9 @@ class Sweep(_Node):
     costs: list[str] = ["trainable_parameters", "median_step_seconds", "peak_memory_bytes", "optimizer_state_bytes"]
     published: list[Published] = []
     claims: list[Claim] = []
+    protocol: protocols.Protocol = protocols.Protocol()  # what is reported of each run; the command line can change it
     notes: list[str] = []
+    tune: Tune | None = None
     grid: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -224,6 +228,8 @@ class Sweep(_Node):
             _known("cost", name, COSTS, "costs")
         if self.headline:
             _known("column", self.headline, columns, "headline")
+        for name in self.tune.rows if self.tune else ():
+            _known("row", name, rows, "tune.rows")
         for claim in self.claims:
             _known("row", claim.a, rows, "claims")
             _known("row", claim.b, rows, "claims")

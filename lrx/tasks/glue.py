@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lrx import warm
 from lrx.data import glue
 from lrx.data.glue_spec import Spec
 from lrx.data.loader import Batches, EpochBatches, Positions, ResumableLoader, evaluation_loader
@@ -136,23 +137,31 @@ class GlueTask(Task):
         return self._splits[name]
 
     def _read(self, name: str) -> None:
-        options = self.options
         if name == "select" and self.selects_on_reported:
             self._splits[name] = self.split(self.reported[0])
             return
         if name not in {"train", "select", *self.reported, *self.unlabelled}:
             raise KeyError(f"{self.name} has no split {name!r}")
-        if name in {"train", "select"} and options["source"] != "embedded":
+        options = self.options
+        embedded = options["source"] == "embedded"
+        source = [options[key] for key in ("source", "data_dir", "revision", "holdout", "train_limit", "eval_limit")]
+        found = warm.keep(("glue", self.name, name, *source), lambda: self._load(name, embedded))
+        for key, split in found.items():
+            self._splits[key] = split
+            self.notes.update({f"{key}.{what}": count for what, count in split.notes.items()})
+
+    def _load(self, name: str, embedded: bool) -> dict[str, Split]:
+        """The split, and the other one of ``train`` and ``select`` where they come from one file."""
+        options = self.options
+        if name in {"train", "select"} and not embedded:
             train, select = hold_out(glue.load(options, self.name, "train"), options["holdout"])
             if not len(train):
                 raise UserError(f"task.holdout={options['holdout']} leaves no training example of {self.name}")
             found = {"train": train} if self.selects_on_reported else {"train": train, "select": select}
         else:
             found = {name: glue.load(options, self.name, name)}
-        for key, split in found.items():
-            most = None if key in self.unlabelled else options["train_limit" if key == "train" else "eval_limit"]
-            self._splits[key] = limit(split, most)
-            self.notes.update({f"{key}.{what}": count for what, count in split.notes.items()})
+        most = {"train": options["train_limit"]} | dict.fromkeys(self.unlabelled)
+        return {key: limit(split, most.get(key, options["eval_limit"])) for key, split in found.items()}
 
     def _tokens(self, name: str) -> Encoded:
         if name not in self._encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrx import warm
 from lrx.data.splits import Split
 
 
@@ -70,8 +72,30 @@ def encode(
     """Tokenise ``split``; at most ``max_length`` tokens each, the longer text of a pair cut first.
 
     ``instruction`` (text-to-text): one text, instruction + sentences by lines + ``"result: "`` (the form of LoRA-GA's
-    scripts). Returns the tokens and the counts of what was irregular: ``truncated``, ``empty``.
+    scripts). Returns the tokens and the counts of what was irregular: ``truncated``, ``empty``; neither may be changed.
     """
+    if not warm.active():
+        return _encode(split, tokenizer, max_length, instruction, regression)
+    options = (max_length, instruction, regression, tokenizer.padding_side)
+    key = ("tokens", split.digest(), _tokenizer_digest(tokenizer), *options)
+    return warm.keep(key, lambda: _encode(split, tokenizer, max_length, instruction, regression))
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """What the tokenizer does to a text, as 64 hex digits; slow tokenizers are told apart by object only.
+
+    Taken once: what a tokenizer says of itself changes with the last truncation that was asked of it.
+    """
+    if not hasattr(tokenizer, "lrx_digest"):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else f"object {id(tokenizer)}"
+        tokenizer.lrx_digest = hashlib.sha256(text.encode()).hexdigest()
+    return str(tokenizer.lrx_digest)
+
+
+def _encode(
+    split: Split, tokenizer: Any, max_length: int, instruction: str | None, regression: bool
+) -> tuple[Encoded, dict[str, int]]:
     if instruction is None:
         columns: list[list[str]] = [list(column) for column in zip(*split.texts, strict=True)]
     else:

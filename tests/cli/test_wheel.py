@@ -57,6 +57,9 @@ def test_the_wheel_holds_code_configuration_and_sweeps_and_nothing_else(wheel: P
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if not name.endswith("/")}
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "lrx").rglob("*.py")}
+    parts = [path for path in (ROOT / "lrx" / "report").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    expected |= {str(path.relative_to(ROOT)) for path in parts}  # scripts, styles and templates of the report
+    expected.add("hydra_plugins/lrx_launcher.py")
     for folder in ("conf", "sweeps"):
         expected |= {f"lrx/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.yaml")}
     found = {name for name in inside if ".dist-info/" not in name}

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from lrx.data import glue, hub
+from lrx.data import hub
+from tests.conftest import ROOT
+from tests.hub import Hub
 
-ROOT = Path(glue.__file__).parents[2]
 COLUMNS = {
     "rte": {"sentence1": ['A "', "C"], "sentence2": ["B", "D"], "label": [1, 0], "idx": [0, 1]},
     "stsb": {"sentence1": ["A"], "sentence2": ["B"], "label": [3.2], "idx": [7]},
@@ -34,60 +32,16 @@ def parquet(columns: dict) -> bytes:
     return buffer.getvalue()
 
 
-class Hub:
-    """Serves ``files`` as the hub resolves them; ``truncate`` breaks the connection half-way."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.truncate = False
-        self.requests: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self, send: bool) -> None:
-                outer.requests.append(f"{self.command} {self.path}")
-                prefix = f"/datasets/{hub.REPOSITORY}/resolve/{hub.REVISION}/"
-                data = outer.files.get(self.path.removeprefix(prefix))
-                if data is None:
-                    self.send_response(404)
-                    self.send_header("X-Error-Code", "EntryNotFound")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                self.send_response(200)
-                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-                self.send_header("X-Repo-Commit", hub.REVISION)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                if send:
-                    self.wfile.write(data[: len(data) // 2] if outer.truncate else data)
-                    self.close_connection = True
-
-            def do_HEAD(self) -> None:
-                self._answer(False)
-
-            def do_GET(self) -> None:
-                self._answer(True)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def served() -> Iterator[Hub]:
-    running = Hub()
+    running = Hub(f"datasets/{hub.REPOSITORY}", hub.REVISION)
     for name, columns in COLUMNS.items():
         for split in ("train", "validation"):
             running.files[f"{name}/{split}-00000-of-00001.parquet"] = parquet(columns)
     hidden = {**COLUMNS["rte"], "label": [-1, -1]}
     running.files["rte/test-00000-of-00001.parquet"] = parquet(hidden)
     yield running
-    running.server.shutdown()
-    running.server.server_close()
+    running.close()
 
 
 def free_port() -> int:

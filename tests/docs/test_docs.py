@@ -166,6 +166,7 @@ CONTRACTS = {
     "Part": "lrx/results/record.py",
     "Supervised": "lrx/modules/supervised.py",
     "PairOptimizer": "lrx/nn/pair_optim.py",
+    "Engine": "lrx/engine/sweep.py",
 }
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lrx.results.record import Part, RunRecord, Status
 
@@ -68,7 +71,9 @@ def record_of(job: FakeJob, status: Status = "finished", message: str = "", shif
             found = {metric: level + noise.gauss(0, 0.003) for metric in metrics}
             splits = {"select": {m: v + 0.01 for m, v in found.items()}, "test": found}
             directions = dict.fromkeys(metrics, True)
-            parts[name] = Part(metrics[0], directions, metrics=splits, last=splits, reported=["test"], steps=300)
+            parts[name] = Part(
+                metrics[0], directions, metrics=splits, last=splits, reported=["test"], steps=300, best_step=300
+            )
     return RunRecord(
         run_id=job.run_id,
         fingerprint=job.fingerprint,
@@ -114,3 +119,31 @@ def with_trouble() -> list[RunRecord]:
     records[FakeJob("lora", 1).run_id].parts["domain"].metrics["test"]["accuracy"] = math.nan
     del records[FakeJob("head", 2).run_id]
     return list(records.values())
+
+
+def curve(record: RunRecord, part: str, points: list[tuple[float, float]], metric: str = "accuracy") -> None:
+    """Give a part evaluations (select, test) at steps 10, 20, ..., as a run that selects by ``metric`` leaves them."""
+    entries = [{"step": 10 * (i + 1), "splits": {"select": {metric: s}, "test": {metric: t}}}
+               for i, (s, t) in enumerate(points)]  # fmt: skip
+    best = max(range(len(points)), key=lambda i: -math.inf if math.isnan(points[i][0]) else points[i][0])
+    chosen = record.parts[part]
+    chosen.curve, chosen.primary, chosen.steps = entries, metric, 10 * len(points)
+    chosen.metrics, chosen.last = dict(entries[best]["splits"]), dict(entries[-1]["splits"])
+    chosen.best_step = entries[best]["step"]
+
+
+def predict(root: Path, record: RunRecord, part: str, predictions: np.ndarray, references: np.ndarray) -> None:
+    """Store predictions of a part's test split below ``root``; the part's score becomes what they give."""
+    from lrx.tasks.metrics import compute  # brings torch with it, which most tests of results do without
+
+    name = f"runs/{record.run_id}/{part}/predictions.test.csv"
+    lines = [f"{i},{p},{y}" for i, (p, y) in enumerate(zip(predictions.tolist(), references.tolist(), strict=True))]
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text("\n".join(["index,prediction,reference", *lines]) + "\n")
+    chosen = record.parts[part]
+    scores = compute(list(chosen.higher_is_better), predictions, references)
+    chosen.metrics["test"] = scores
+    chosen.last["test"] = dict(scores)
+    chosen.sizes["test"] = len(references)
+    chosen.predictions = {"test": name}
+    chosen.last_predictions = {"test": name}

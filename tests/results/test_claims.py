@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
+from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from lrx.results import claims, collect
 from lrx.results.record import RunRecord
 from lrx.results.sweep import Claim, Sweep, load
-from tests.results.fakes import FakeJob, all_records, jobs_of, record_of, with_trouble
+from tests.results.fakes import FakeJob, all_records, jobs_of, predict, record_of, with_trouble
+
+OPEN = "not enough evidence"
 
 
 def _table(sweep: Sweep, records: list[RunRecord]) -> collect.Table:
@@ -49,12 +54,12 @@ def _shifted(gaps: list[float]) -> list[RunRecord]:
     ("gaps", "verdict"),
     [
         ([2.0, 2.1, 1.9], "holds"),
-        ([-2.0, -2.1, -1.9], "does not hold"),
+        ([-2.0, -2.1, -1.9], "fails"),
         ([2.0, -1.0, 1.5], "not enough evidence"),
         ([2.0], "not enough evidence"),
         ([], "not enough evidence"),
         ([math.nan, 2.0, math.nan], "not enough evidence"),
-        ([0.0, 0.0, 0.0], "does not hold"),
+        ([0.0, 0.0, 0.0], "fails"),
     ],
 )
 def test_better(gaps: list[float], verdict: str) -> None:
@@ -75,7 +80,7 @@ def test_better_turns_round_where_lower_is_better() -> None:
     [
         ([0.1, -0.1, 0.05], "holds"),
         ([0.5, 0.5, 0.5], "holds"),
-        ([3.0, 3.1, 2.9], "does not hold"),
+        ([3.0, 3.1, 2.9], "fails"),
         ([0.4, 0.9, 0.1], "not enough evidence"),
     ],
 )
@@ -88,9 +93,72 @@ def test_cost_ratio_of_equal_counts_is_one() -> None:
     claim = {"kind": "cost_ratio", "a": "altlora", "b": "lora", "cost": "trainable_parameters"}
     judged = _judge(all_records(), **claim, at_most=1)
     assert (judged.verdict, judged.mean) == ("holds", pytest.approx(1.0))
-    assert _judge(all_records(), **claim, at_most=0.9).verdict == "does not hold"
+    assert _judge(all_records(), **claim, at_most=0.9).verdict == "fails"
     full = {**claim, "a": "full"}
-    assert _judge(all_records(), **full, at_most=10).verdict == "does not hold"
+    assert _judge(all_records(), **full, at_most=10).verdict == "fails"
+
+
+def test_an_open_claim_says_how_many_seeds_would_decide_it() -> None:
+    gaps = [2.0, -1.0, 1.5]
+    judged = _judge(_shifted(gaps), kind="better", a="altlora", b="lora", column="sentiment_accuracy")
+    power = pytest.importorskip("statsmodels.stats.power").TTestPower()
+    effect = statistics.fmean(gaps) / statistics.stdev(gaps)
+    assert judged.needed == math.ceil(power.solve_power(effect, power=0.8, alpha=0.05))
+    assert judged.advice == f"about {judged.needed} seeds"
+    decided = _judge(_shifted([2.0, 2.1, 1.9]), kind="better", a="altlora", b="lora", column="sentiment_accuracy")
+    assert (decided.needed, decided.advice) == (None, "")
+    none = _judge(_shifted([1.0, -1.0]), kind="better", a="altlora", b="lora", column="sentiment_accuracy")
+    assert none.needed is None
+    assert "no number of seeds" in none.advice
+    few = _judge(_shifted([2.0]), kind="better", a="altlora", b="lora", column="sentiment_accuracy")
+    assert few.advice == "at least 2 seeds in pairs"
+
+
+def test_an_open_margin_counts_from_its_border() -> None:
+    gaps = [0.4, 0.9, 0.1]
+    judged = _judge(_shifted(gaps), kind="close", a="altlora", b="lora", column="sentiment_accuracy", within=0.5)
+    effect = (0.5 - statistics.fmean(gaps)) / statistics.stdev(gaps)
+    power = pytest.importorskip("statsmodels.stats.power").TTestPower()
+    assert judged.needed == math.ceil(power.solve_power(effect, power=0.8, alpha=0.05))
+
+
+def test_the_published_gap_says_how_many_seeds_it_takes() -> None:
+    claim = {"kind": "better", "a": "altlora_plus", "b": "lora", "column": "avg"}
+    judged = _judge(all_records(), **claim, published={"table": "table4", "column": "avg"})
+    sweep = load("altlora_glue")
+    joined = _table(sweep, all_records())
+    lines = joined.line("altlora_plus"), joined.line("lora")
+    a, b = (joined.cell(line, sweep.column("avg")).values for line in lines if line)
+    spread = statistics.stdev(a[seed] - b[seed] for seed in a)
+    power = pytest.importorskip("statsmodels.stats.power").TTestPower()
+    assert judged.gap_needed == math.ceil(power.solve_power(0.42 / spread, power=0.8, alpha=0.05))
+    assert judged.gap_needed > 3
+    assert f"to tell the published +0.42 from 0 takes {judged.gap_needed} seeds" in judged.statistic
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [((100, 300), "holds"), ((300, 100), "fails"), ((198, 202), OPEN)])
+def test_a_claim_needs_the_test_items_to_agree(wrong: tuple[int, int], verdict: str, tmp_path: Path) -> None:
+    """Seeds that all agree decide nothing when other test items could turn the difference round."""
+    references = np.zeros(1000, dtype=int)
+    records = []
+    for method, count in zip(("altlora", "lora"), wrong, strict=True):
+        for seed in range(3):
+            predictions = references.copy()
+            start = 0 if method == "lora" else 500
+            predictions[start : start + count + seed] = 1
+            record = record_of(FakeJob(method, seed))
+            predict(tmp_path, record, "sentiment", predictions, references)
+            records.append(record)
+    sweep = load("altlora_glue")
+    claim = Claim(kind="better", a="altlora", b="lora", column="sentiment_accuracy", origin="test")
+    joined = collect.join(sweep.rows, sweep.columns, jobs_of(sweep.name), records, root=tmp_path)
+    (judged,) = claims.judge(sweep.model_copy(update={"claims": [claim]}), joined)
+    assert judged.verdict == verdict
+    assert judged.items_low is not None
+    assert judged.items_high is not None
+    assert judged.items_low < judged.mean < judged.items_high
+    assert ("more test items" in judged.advice) == (verdict == OPEN)
+    assert "over test items" in judged.statistic
 
 
 def test_the_sweeps_claims_with_trouble() -> None:

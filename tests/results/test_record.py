@@ -102,6 +102,12 @@ def _broken_files(folder: Path) -> dict[str, str]:
     def with_metrics(metrics: object) -> str:
         return json.dumps(whole | {"parts": {"x": {"primary": "a", "higher_is_better": {}, "metrics": metrics}}})
 
+    def with_part(**fields: object) -> str:
+        return json.dumps(whole | {"parts": {"x": {"primary": "a", "higher_is_better": {}, **fields}}})
+
+    def with_curve(curve: object) -> str:
+        return with_part(curve=curve)
+
     return {
         "empty.json": "",
         "truncated.json": _record().to_json()[:200],
@@ -114,6 +120,11 @@ def _broken_files(folder: Path) -> dict[str, str]:
         "listparts.json": json.dumps(whole | {"parts": []}),
         "metrics.json": with_metrics({"t": 1}),
         "nometric.json": with_metrics({"t": {"a": "high"}}),
+        "curve.json": with_curve({"step": 1}),
+        "reported.json": with_part(reported=3),
+        "predictions.json": with_part(predictions={"test": 5}),
+        "nostep.json": with_curve([{"splits": {}}]),
+        "nosplits.json": with_curve([{"step": 1, "splits": {"test": {"accuracy": True}}}]),
         "cost.json": json.dumps(whole | {"cost": {"wall_seconds": "long"}}),
         "seed.json": json.dumps(whole | {"seed": "0"}),
         "float.json": '{"schema": 1, "run_id": "float", "seed": {"$float": "many"}}',

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from lrx.errors import UserError
-from lrx.results import collect, render, table
+from lrx.results import blocks, collect, render, table
 from lrx.results.gather import Gathered
+from lrx.results.protocol import Protocol
 from lrx.results.record import RunRecord
 from lrx.results.sweep import Column, Row
 from tests.results.fakes import FakeJob, all_records, jobs_of, record_of, with_trouble
@@ -42,27 +43,32 @@ def _paper_records() -> list[RunRecord]:
     return [record_of(job) for job in jobs_of(NAME, ["scale=paper"])]
 
 
-def test_mean_std_n_and_the_best_in_bold(tmp_path: Path) -> None:
+def test_mean_std_n_and_nothing_in_bold_that_three_seeds_cannot_tell(tmp_path: Path) -> None:
     records = all_records()
     lora = [record for record in records if record.method == "lora"]
     cells = [record.parts["sentiment"].metrics["test"]["accuracy"] * 100 for record in lora]
     mean = sum(cells) / 3
     std = math.sqrt(sum((cell - mean) ** 2 for cell in cells) / 2)
     block = _block(_gather(tmp_path, records), "scores")
-    assert str(_row(block, "LoRA")["sentiment accuracy"]) == f"{mean:.2f} ± {std:.2f} (3)"
+    assert re.fullmatch(rf"{mean:.2f} ± {std:.2f} \(3\) [a-d]+", str(_row(block, "LoRA")["sentiment accuracy"]))
     assert str(_row(block, "LoRA")["runs"]) == "3 of 3"
-    for column in block.header[1:-1]:
-        bold = [str(row[0]) for row in block.rows if row[block.header.index(column)].bold]
-        assert bold == ["Full fine-tuning"]
+    assert not any(cell.bold for row in block.rows for cell in row)
+    assert "where nothing is bold, no method is" in block.caption
 
 
-def test_equally_printed_means_are_both_bold(tmp_path: Path) -> None:
-    records = [record_of(FakeJob(method, 0)) for method in ("lora", "altlora")]
-    for shift, record in enumerate(records):
-        record.parts["sentiment"].metrics["test"]["accuracy"] = 0.8 + shift * 1e-6
+def test_the_significantly_best_is_bold(tmp_path: Path) -> None:
+    records = [record_of(job, shift=0.08 * (job.method == "altlora")) for job in jobs_of(NAME)]
     block = _block(_gather(tmp_path, records), "scores")
-    assert _row(block, "LoRA")["sentiment accuracy"].bold
-    assert _row(block, "AltLoRA")["sentiment accuracy"].bold
+    column = block.header.index("sentiment accuracy")
+    assert [str(row[0]) for row in block.rows if row[column].bold] == ["AltLoRA"]
+    assert str(_row(block, "AltLoRA")["sentiment accuracy"]).endswith("(3) a")
+
+
+def test_one_seed_each_claims_no_significance(tmp_path: Path) -> None:
+    block = _block(_gather(tmp_path, [record_of(FakeJob(method, 0)) for method in ("lora", "head")]), "scores")
+    assert not any(cell.bold for row in block.rows for cell in row)
+    assert "no significance is claimed" in block.caption
+    assert str(_row(block, "LoRA")["avg"]).endswith("(1)")
 
 
 def test_one_seed_has_no_std(tmp_path: Path) -> None:
@@ -91,9 +97,9 @@ def test_failed_diverged_missing_and_nan_are_shown(tmp_path: Path) -> None:
     assert str(_row(block, "Full fine-tuning")["avg"]) == "none (1 failed, 2 out of memory)"
     assert str(_row(block, "AltLoRA")["runs"]) == "2 of 3 (1 diverged)"
     assert str(_row(block, "Head only")["runs"]) == "2 of 3 (1 missing)"
-    assert str(_row(block, "LoRA")["domain accuracy"]).endswith("(2; 1 NaN)")
-    assert str(_row(block, "LoRA")["avg"]).endswith("(2; 1 NaN)")
-    assert str(_row(block, "LoRA")["sentiment accuracy"]).endswith("(3)")
+    assert "(2; 1 NaN)" in str(_row(block, "LoRA")["domain accuracy"])
+    assert "(2; 1 NaN)" in str(_row(block, "LoRA")["avg"])
+    assert "(3)" in str(_row(block, "LoRA")["sentiment accuracy"])
     assert any("AltLoRA, seed 2: diverged: loss is NaN at step 12" in note for note in block.notes)
 
 
@@ -110,8 +116,8 @@ def test_without_records_everything_says_not_run(tmp_path: Path) -> None:
     for key in ("scores", "cost"):
         for row in _block(data, key).rows:
             assert {str(cell) for cell in row[1:]} <= {"not run", "0 of 3 (3 missing)"}
-    assert all(str(row[-1]) == "not run" for row in _block(data, "table4").rows)
-    assert all(str(row[-1]) == "not enough evidence" for row in _block(data, "claims").rows)
+    assert all(str(cell) == "not run" for row in _block(data, "table4-difference").rows for cell in row[3:])
+    assert {row[-1].main for row in _block(data, "claims").rows} == {"not enough evidence"}
 
 
 def test_no_cell_is_ever_blank(tmp_path: Path) -> None:
@@ -148,10 +154,10 @@ def test_a_job_without_a_row_gets_one_and_two_jobs_in_one_place_are_an_error() -
 def test_only_reported_splits_can_be_shown(tmp_path: Path) -> None:
     record = record_of(FakeJob("lora", 0))
     column = Column(key="x", label="x", part="domain", metric="accuracy", split="select")
-    assert collect.value(record, column) is None
+    assert collect.reading(record, column, Protocol()).value is None
     record.parts["domain"].reported = ["test", "other"]
     with pytest.raises(UserError, match="say which with 'split'"):
-        collect.value(record, column.model_copy(update={"split": ""}))
+        collect.reading(record, column.model_copy(update={"split": ""}), Protocol())
 
 
 def test_published_numbers_stand_apart_with_scale_and_source(tmp_path: Path) -> None:
@@ -162,41 +168,74 @@ def test_published_numbers_stand_apart_with_scale_and_source(tmp_path: Path) -> 
     assert "Scale paper" in block.caption
     assert "2505.12455" in block.caption
     assert "Table 4" in block.caption
-    assert all(str(row[-1]) == "not run" for row in block.rows)
-    assert str(_row(block, "AltLoRA+")["MRPC"]) == "87.25 ± 1.12"
-    assert any("hub" in note for note in block.notes)
-    ours = _block(data, "scores")
-    assert "scale mini" in ours.title
-    assert not set(ours.header[1:-2]) & set(block.header)  # all but the two averages, which their headings tell apart
+    assert str(_row(block, "AltLoRA+")["MRPC (scale paper)"]) == "87.25 ± 1.12"
+    assert all("scale paper" in heading for heading in block.header[1:])
+    beside = _block(data, "table4-difference")
+    assert beside.header[1:] == [
+        "published avg (scale paper)",
+        "source",
+        "ours avg (scale paper)",
+        "ours less published",
+        "ours avg (scale mini)",
+    ]
+    row = _row(beside, "AltLoRA+")
+    assert str(row["published avg (scale paper)"]) == "88.3"
+    assert str(row["ours avg (scale paper)"]) == str(row["ours less published"]) == "not run"
+    assert re.fullmatch(r"8\d\.\d\d ± \d\.\d\d \(3\)", str(row["ours avg (scale mini)"]))
+    assert any("hub" in note for note in beside.notes)
+    assert "scale mini" in _block(data, "scores").title
 
 
 def test_ours_at_the_papers_scale_stands_beside_the_published_value(tmp_path: Path) -> None:
     data = _gather(tmp_path, all_records() + _paper_records())
-    block = _block(data, "table4")
-    ours = str(_row(block, "LoRA")["ours, avg (scale paper)"])
-    assert re.fullmatch(r"\d+\.\d\d ± \d\.\d\d \(3\), [+−]\d+\.\d\d", ours)
-    assert str(_row(block, "rsLoRA")["ours, avg (scale paper)"]) == "not run"
-    assert str(_row(block, "LoRA-Pro")["ours, avg (scale paper)"]) == "not run"
+    block = _block(data, "table4-difference")
+    row = _row(block, "LoRA")
+    assert re.fullmatch(r"\d+\.\d\d ± \d\.\d\d \(3\)", str(row["ours avg (scale paper)"]))
+    difference = float(row["ours avg (scale paper)"].main) - 87.88
+    assert str(row["ours less published"]) == f"{difference:+.2f}".replace("-", "−")
+    assert str(_row(block, "rsLoRA")["ours avg (scale paper)"]) == "not run"
+    assert str(_row(block, "LoRA-Pro")["ours less published"]) == "not run"
+    assert not any("Not run" in note for note in block.notes)
+    cell = _row(_block(data, "table4-ours"), "LoRA")["MRPC"]
+    assert cell.detail.endswith(f"; {float(cell.main) - 86.03:+.2f}".replace("-", "−"))
+    assert "Behind a semicolon" in _block(data, "table4-ours").caption
     assert "scale paper" in _block(data, "table4-ours").title
 
 
 def test_selection_on_the_reported_split_is_said(tmp_path: Path) -> None:
     record = record_of(FakeJob("lora", 0))
     record.parts["domain"].selects_on_reported = True
-    assert any("optimistic" in note for note in _block(_gather(tmp_path, [record]), "scores").notes)
+    data = _gather(tmp_path, [record])
+    block = _block(data, "scores")
+    assert blocks.MARK in block.title
+    assert "optimistic" in block.caption
+    assert blocks.MARK in table.document(data).title
+    rows = csv.DictReader(io.StringIO(table.tidy_csv(data)))
+    assert {row["selected_on_reported"] for row in rows if row["kind"] == "ours"} == {"True"}
 
 
 def test_csv_is_tidy(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(table.tidy_csv(_gather(tmp_path, with_trouble())))))
     ours = [row for row in rows if row["kind"] == "ours"]
-    assert len(ours) == 5 * (5 + 4)
+    assert len(ours) == 5 * 5
+    assert len([row for row in rows if row["kind"] == "cost"]) == 5 * 4
     assert {row["scale"] for row in ours} == {"mini"}
+    assert {row["protocol"] for row in ours} == {
+        "protocol.checkpoint=selected protocol.std=seeds protocol.metric=column"
+    }
+    pairs = [row for row in rows if row["kind"] == "pair"]
+    assert all(float(row["low"]) <= float(row["mean"]) <= float(row["high"]) for row in pairs)
+    assert {row["verdict"] for row in pairs} == {"differ", "not resolved"}
+    assert all(float(row["p"]) <= float(row["p_holm"]) for row in pairs)
+    assert [row["verdict"] for row in rows if row["kind"] == "claim"].count("holds") == 3
     published = [row for row in rows if row["kind"] == "published"]
     assert len(published) == 11 * 6
     assert {row["scale"] for row in published} == {"paper"}
     lora = next(row for row in ours if (row["method"], row["column"]) == ("lora", "domain_accuracy"))
     assert (lora["n"], lora["not_finite"], lora["finished"]) == ("2", "1", "3")
     assert float(lora["std"]) > 0
+    assert float(lora["low"]) < float(lora["mean"]) < float(lora["high"])
+    assert lora["letters"]
     full = next(row for row in ours if (row["method"], row["column"]) == ("full", "avg"))
     assert (full["mean"], full["n"], full["out_of_memory"]) == ("", "0", "2")
 
@@ -242,7 +281,7 @@ def test_markdown_has_as_many_cells_in_every_row(tmp_path: Path) -> None:
 def test_plots_are_images(tmp_path: Path) -> None:
     written = table.write(_gather(tmp_path, []), tmp_path / "out")
     names = {path.name for path in written}
-    assert {"scores.png", "scores.svg", "parameters.png", "parameters.svg"} <= names
+    assert {"scores.png", "scores.svg"} <= names
     assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert b"</svg>" in (tmp_path / "out" / "scores.svg").read_bytes()
 

@@ -1,0 +1,1 @@
+"""JavaScript libraries that the report carries inside it. ``python -m lrx.report.vendor`` fetches them anew."""

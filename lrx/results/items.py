@@ -1,0 +1,250 @@
+"""What test items contribute to the uncertainty of a score: bootstrap over the items of stored predictions.
+
+All runs of a part are resampled with the same weights, so that differences between runs are paired over items. The
+metrics are those of ``lrx.tasks.metrics``, computed on many weighted samples at once; a run enters only if they give
+its recorded score, which tells a file of another run, or another metric, before it is believed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrx.results.protocol import METRIC_NAMES, Protocol, Reading
+from lrx.results.record import Part, RunRecord
+
+RESAMPLES = 1000
+# Resamples times items of a part; a split of 40,000 items is then resampled 100 times, enough for a standard error.
+MOST_DRAWS = 4_000_000
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A split to be resampled. ``weights`` (n, R): how often each item is drawn, multinomial, the same for all runs."""
+
+    references: NDArray[np.float64]
+    weights: Floats
+    ranks: dict[str, Floats] = field(default_factory=dict)  # of the references in each resample, when first needed
+
+
+class Items:
+    """Bootstrap values of a table's scores. Files are read when first asked for, and once.
+
+    ``root``: the folder (``paths.root``) that the paths of predictions start from; None if there is none.
+    ``reasons``: why predictions could not be used -> the files or runs concerned.
+    """
+
+    def __init__(self, root: Path | None, protocol: Protocol) -> None:
+        self.root, self.protocol = root, protocol
+        self.reasons: dict[str, list[str]] = {}
+        self._samples: dict[tuple[str, str], _Sample] = {}
+        self._files: dict[tuple[str, str, str], NDArray[np.float64] | None] = {}
+        self._values: dict[tuple[str, str, str, str], NDArray[np.float64] | None] = {}
+
+    def values(
+        self, record: RunRecord, part: str, split: str, metric: str, reading: Reading
+    ) -> NDArray[np.float64] | None:
+        """Bootstrap values (R,) of ``reading``, or None with a reason noted."""
+        names = self.protocol.metric_of(record.parts[part].metrics.get(split, {}), metric)
+        found = [self._metric(record, part, split, name, reading) for name in names]
+        several = [values for values in found if values is not None]
+        if len(several) < len(names):
+            return None
+        mean = sum(several[1:], several[0]) / len(several)
+        # Of weights that are measured again a hair's breadth matters not; of another run's file everything does.
+        original, drawn = reading.value, mean[0]
+        if original is not None and not math.isclose(original, drawn, rel_tol=1e-4, abs_tol=1e-4):
+            self._because("predictions that do not give the recorded score", f"{record.run_id} {part} {split}")
+            return None
+        return mean[1:]
+
+    def error(
+        self, record: RunRecord, part: str, split: str, metric: str, reading: Reading
+    ) -> NDArray[np.float64] | None:
+        """Like ``values``; an accuracy needs no predictions, for its resampled values are binomial."""
+        names = self.protocol.metric_of(record.parts[part].metrics.get(split, {}), metric)
+        n = record.parts[part].sizes.get(split, 0)
+        if names == ("accuracy",) and n and reading.step is not None and _is_share(reading.value):
+            seed = zlib.crc32(f"{record.run_id} {part} {split}".encode())
+            return np.random.default_rng(seed).binomial(n, reading.value or 0.0, RESAMPLES) / n
+        return self.values(record, part, split, metric, reading)
+
+    def _metric(
+        self, record: RunRecord, part: str, split: str, metric: str, reading: Reading
+    ) -> NDArray[np.float64] | None:
+        """Values (1 + R,): of the split itself, then of the resamples."""
+        path = _stored(record.parts[part], split, reading.step)
+        if path is None:
+            what = "no predictions are stored of the reported weights"
+            self._because(what, f"{record.run_id} {part} {split}")
+            return None
+        key = (path, part, split, metric)
+        if key not in self._values:
+            self._values[key] = self._compute(path, part, split, metric)
+        return self._values[key]
+
+    def _compute(self, path: str, part: str, split: str, metric: str) -> NDArray[np.float64] | None:
+        if metric not in METRICS:
+            self._because(f"no bootstrap of the metric {METRIC_NAMES.get(metric, metric)}", f"{part} {split}")
+            return None
+        predictions = self._read(path, part, split)
+        if predictions is None:
+            return None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return METRICS[metric](predictions, self._samples[part, split]).astype(np.float64)
+
+    def _read(self, path: str, part: str, split: str) -> NDArray[np.float64] | None:
+        """The predictions (n,) in a file; its references become the part's sample or must be the same."""
+        key = (path, part, split)
+        if key not in self._files:
+            self._files[key] = None
+            table = _parse(self.root, path) if self.root is not None else None
+            if table is None:
+                self._because("missing or unreadable prediction files", path)
+            elif self._same_items(table[:, 2], part, split):
+                self._files[key] = table[:, 1]
+            else:
+                self._because("predictions of other test items than the other runs'", path)
+        return self._files[key]
+
+    def _same_items(self, references: NDArray[np.float64], part: str, split: str) -> bool:
+        sample = self._samples.get((part, split))
+        if sample is None:
+            sample = self._samples[part, split] = _Sample(references, draw(len(references), f"{part} {split}"))
+        return np.array_equal(sample.references, references)
+
+    def _because(self, reason: str, what: str) -> None:
+        found = self.reasons.setdefault(reason, [])
+        if what not in found:
+            found.append(what)
+
+
+def draw(n: int, name: str) -> Floats:
+    """Weights (n, 1 + R): a column of ones, the split itself, then R bootstrap samples of n items.
+
+    They depend on n and ``name`` alone.
+    """
+    resamples = max(100, min(RESAMPLES, MOST_DRAWS // n))
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    chosen = generator.integers(n, size=(resamples, n), dtype=np.int32)
+    chosen += np.arange(resamples, dtype=np.int32)[:, None] * np.int32(n)
+    counts = np.bincount(chosen.ravel(), minlength=resamples * n).reshape(resamples, n)
+    weights = np.ones((n, 1 + resamples), dtype=np.float32)
+    weights[:, 1:] = counts.T
+    return weights
+
+
+def _parse(root: Path, name: str) -> NDArray[np.float64] | None:
+    """The table (n, 3) of index, prediction, reference; None if the file is missing, no such table, or not below root.
+
+    A record may come from elsewhere: it must not make us read a device or wander off.
+    """
+    path = root / name
+    if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        head, _, body = text.partition("\n")
+        table = np.array(body.replace("\n", ",").rstrip(",").split(","), dtype=np.float64)
+    except (OSError, ValueError):
+        return None
+    if head != "index,prediction,reference" or len(table) == 0 or len(table) % 3:
+        return None
+    return table.reshape(-1, 3)
+
+
+def _stored(part: Part, split: str, step: int | None) -> str | None:
+    """The predictions of the weights of ``step``, if they are among those stored."""
+    if step is None:
+        return None
+    if step == part.best_step and split in part.predictions:
+        return part.predictions[split]
+    return part.last_predictions.get(split) if step == part.steps else None
+
+
+def _is_share(value: float | None) -> bool:
+    return value is not None and 0 <= value <= 1
+
+
+def _accuracy(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
+    right = (predictions == sample.references).astype(np.float32)
+    return (right @ sample.weights) / np.float32(len(right))
+
+
+def _f1(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
+    positive, actual = predictions == 1, sample.references == 1
+    both, predicted, true = np.stack([positive & actual, positive, actual]).astype(np.float32) @ sample.weights
+    return np.where(both > 0, 2 * both / np.maximum(predicted + true, 1), 0)
+
+
+def _matthews(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
+    kinds = np.union1d(predictions, sample.references)
+    predicted = (predictions == kinds[:, None]).astype(np.float32) @ sample.weights  # (kinds, R)
+    actual = (sample.references == kinds[:, None]).astype(np.float32) @ sample.weights
+    right = (predictions == sample.references).astype(np.float32) @ sample.weights
+    predicted, actual, n = predicted.astype(np.float64), actual.astype(np.float64), float(len(predictions))
+    above = right * n - (predicted * actual).sum(0)
+    below = (n * n - (predicted**2).sum(0)) * (n * n - (actual**2).sum(0))
+    return np.where(below > 0, above / np.sqrt(np.maximum(below, 1)), 0)
+
+
+def _pearson(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
+    x, y = _centred(predictions), _centred(sample.references)
+    moments = np.stack([x, y, x * x, y * y, x * y]).astype(np.float32) @ sample.weights
+    return _correlation(*(moments.astype(np.float64) / len(x)))
+
+
+def _spearman(predictions: NDArray[np.float64], sample: _Sample) -> Any:
+    """The ranks are those within each resample, ties sharing their average."""
+    if "references" not in sample.ranks:
+        sample.ranks["references"] = _ranks(sample.references, sample.weights)
+    x, y, weights = _ranks(predictions, sample.weights), sample.ranks["references"], sample.weights
+    wx, wy = weights * x, weights * y
+    # The mean rank is 0 in every resample, see _ranks.
+    xy, xx, yy = (np.einsum("ij,ij->j", a, b) for a, b in ((wx, y), (wx, x), (wy, y)))
+    return xy / np.sqrt(xx * yy)
+
+
+def _ranks(values: NDArray[np.float64], weights: Floats) -> Any:
+    """Average ranks (n, R) of the items within each weighted sample, less their mean (n + 1) / 2."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    drawn = np.add.reduceat(weights[order], starts, axis=0) if len(starts) < len(values) else weights[order]
+    last = drawn.copy()
+    for index in range(1, len(last)):  # several times faster than cumsum over rows
+        last[index] += last[index - 1]
+    drawn *= 0.5
+    last -= drawn
+    last -= len(values) / 2
+    group = np.empty(len(values), dtype=np.int64)
+    group[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(values)]))
+    return last[group]
+
+
+def _correlation(mx: Any, my: Any, mxx: Any, myy: Any, mxy: Any) -> Any:
+    return (mxy - mx * my) / np.sqrt((mxx - mx * mx) * (myy - my * my))
+
+
+def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean 0 and largest entry 1, so that single precision serves."""
+    values = values - values.mean()
+    largest = np.abs(values).max()
+    return values / largest if largest > 0 else values
+
+
+METRICS: dict[str, Callable[[NDArray[np.float64], _Sample], Any]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews_correlation": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
