@@ -6,7 +6,7 @@ QUICK := results/quickstart
 # Two test processes with one computing thread each use two cores best.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow lint setup reference lock benchmark clean help
+.PHONY: run test test-slow lint setup tune reference lock benchmark clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,15 +36,19 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-reference: setup  ## the tracked tables below results/reference (about an hour on 2 cores, resumable)
-	$(BIN)/python run.py +sweeps=altlora_glue
+tune: setup  ## the tuned values below conf/tuned (about an hour on 2 cores, resumable)
+	$(BIN)/python -m lrx tune altlora_glue budget=5 jobs=2
+
+reference: setup  ## the tracked tables below results/reference (about half an hour on 2 cores, resumable)
+	$(BIN)/python run.py +sweeps=altlora_glue jobs=2
 	$(BIN)/python -m lrx table altlora_glue --out results/reference/altlora_glue --save-records
 
-benchmark: setup  ## step times against peft and a plain loop
+benchmark: setup  ## step times against peft and a plain loop; overhead of sweeps, speed of the desk
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.sweeps
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --constraint constraints.txt \
+	uv pip compile pyproject.toml --extra mini --extra hub --extra tensorboard --extra slurm --extra dev --universal --python-version 3.11 --constraint constraints.txt \
 	  --generate-hashes --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:  ## remove what was built; records and results stay

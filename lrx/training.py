@@ -52,7 +52,7 @@ def assemble(task: Task, settings: Settings) -> tuple[Backbone, Method]:
 
 
 def build_backbone(task: Task, settings: Settings) -> Backbone:
-    """The backbone for ``task``, not adapted yet; in a job forked from the warm server, a copy of the one kept there."""
+    """The backbone for ``task``, not adapted yet; in a job of the warm server, a copy of what is kept there."""
     model = registry.load("models", settings.model["family"])(**_arguments(settings.model))
     seed = derive(settings.seed, "model")
     key = ("backbone", json.dumps(settings.model, sort_keys=True), task.inputs, task.outputs, seed)

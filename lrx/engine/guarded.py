@@ -114,8 +114,7 @@ class Guarded:
         else:
             status, message = crash.outcome(ended, output, crash.out_of_memory_kills() > memory_kills)
         self._record(status, message, began)
-        code = {"interrupted": 128 + signal.SIGTERM}.get(status, ended.code if ended.code > 0 else 1)
-        return Ended(run_id, code, message, told=True)
+        return Ended(run_id, 128 + signal.SIGTERM if status == "interrupted" else 1, message, told=True)
 
     def _watch(self, began: float) -> tuple[str, bool]:
         """Wait for the job to end. Why it is not requeued, if somebody said so, and whether it is over its limit."""

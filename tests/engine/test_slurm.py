@@ -41,8 +41,10 @@ def inside(fake: FakeSlurm, more: dict[str, str] | None = None, then: Callable[[
 
 @pytest.mark.parametrize(
     ("more", "options"),
-    [({}, ["trainer.accumulate=2"]), (ARRAY, ["task.workers=2", "rerun=all"])],
-    ids=["job", "task of an array"],
+    [
+        pytest.param({}, ["trainer.accumulate=2"], id="job"),
+        pytest.param(ARRAY, ["task.workers=2", "rerun=all"], id="task of an array", marks=pytest.mark.slow),
+    ],
 )
 def test_a_requeued_run_goes_on_to_the_same_numbers(
     more: dict[str, str], options: list[str], fake: FakeSlurm, tmp_path: Path
