@@ -69,7 +69,10 @@ class LocalEngine:
             selector.register(self._connection, selectors.EVENT_READ)
             if not selector.select(timeout):
                 return []
-        chunk = self._connection.recv(1 << 20)
+        try:
+            chunk = self._connection.recv(1 << 20)
+        except ConnectionResetError:  # it died with orders unread
+            chunk = b""
         if not chunk:
             return self._server_died()
         *lines, self._unread = (self._unread + chunk).split(b"\n")
@@ -84,8 +87,13 @@ class LocalEngine:
         return ended
 
     def kill(self, run_id: str, signum: int) -> None:
-        """Send a signal to a running job."""
-        if run_id in self._running and self._connection is not None:
+        """Send a signal to a running job. The server ends with one that has no process yet, if it is all there is."""
+        if run_id not in self._running or self._server is None:
+            return
+        begun = self._running & self.began.keys()
+        if run_id not in begun and (not begun or signum == signal.SIGKILL):
+            self._server.kill()  # it is importing, or building what the job will read, and hears nothing meanwhile
+        else:
             self._order({"do": "signal", "run_id": run_id, "signum": signum})
 
     def close(self) -> None:

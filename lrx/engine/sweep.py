@@ -20,7 +20,7 @@ from lrx.engine.work import BUSY, Ended, output_path
 from lrx.errors import UserError
 from lrx.results.record import RecordError, RunRecord, read, record_path
 
-STOP_SECONDS = 10.0  # between a polite signal to a job and SIGKILL
+STOP_SECONDS = 8.0  # between a polite signal to a job and SIGKILL
 
 
 @dataclass
@@ -87,6 +87,7 @@ class _Sweep:
         self.started: dict[str, str] = {}
         self.killed: dict[str, float] = {}  # when a job was asked to stop
         self.over_time: set[str] = set()
+        self.stopping = False
         self.number: dict[str, int] = {}
         self.memory_kills = crash.out_of_memory_kills()
 
@@ -166,6 +167,9 @@ class _Sweep:
         if job is None:
             return
         self.killed.pop(job.run_id, None)
+        if self.stopping and not ended.told and job.run_id not in self.engine.began:
+            self.outcome.not_started.append(job.run_id)
+            return
         if ended.code == BUSY and ended.told:
             self.elsewhere.append(job)
             return
@@ -253,6 +257,7 @@ class _Sweep:
 
     def _stop(self, received: list[int]) -> None:
         """Stop the running jobs: each saves a checkpoint and leaves a record. A second signal ends them at once."""
+        self.stopping = True
         self.outcome.signum = received[0] if received else None
         signum: int = received[0] if received else signal.SIGTERM
         leave = getattr(self.engine, "leave", None)  # of engines whose jobs can outlive the launcher

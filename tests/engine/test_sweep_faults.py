@@ -133,3 +133,24 @@ def test_jobs_die_with_a_killed_launcher(plugin: str, tmp_path: Path) -> None:
     while any(is_running(tmp_path, name) for name in names) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(is_running(tmp_path, name) for name in names)
+
+
+def test_a_signal_before_the_first_job_has_a_process(plugin: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *arguments(tmp_path, "seed=0,1")], cwd=ROOT, env={**os.environ, "PYTHONPATH": plugin},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "started" in line:
+                break
+        process.send_signal(signal.SIGTERM)  # the server is still importing
+        began = time.monotonic()
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, (out, err)
+    assert time.monotonic() - began < 5
+    assert "2 not started" in out
+    assert records(tmp_path) == {}
