@@ -229,7 +229,7 @@ def forget(folder: Path) -> None:
     for child in folder.iterdir():
         if child.is_dir():
             shutil.rmtree(child)
-        elif child.name != ".lock":
+        elif child.name not in {".lock", "output.log", "job.json"}:  # held, written and read by this very process
             child.unlink()
 
 

@@ -64,8 +64,8 @@ def grid_of(block: Block) -> Grid:
     rows = [
         [
             Shown(
-                cell.main,
-                cell.detail,
+                str(cell) if block.key == "pairs" else cell.main,  # its details are no lesser part of a cell
+                "" if block.key == "pairs" else cell.detail,
                 cell.bold,
                 order=_order(cell) if numeric[i] else None,
                 tone=tone(cell.main) if block.key == "claims" and i == last else "",
