@@ -68,6 +68,8 @@ def build_backbone(task: Task, settings: Settings) -> Backbone:
 
 def prepare_part(task: Task, settings: Settings) -> None:
     """In the warm server: build what training on ``task`` will read, so that the jobs forked afterwards find it."""
+    if settings.trial:
+        withhold_reported(task)
     task.bind(build_backbone(task, settings), derive(settings.seed, "data"))
     if task.size("train") and settings.mode == "train":
         task.train_dataloader()

@@ -130,6 +130,9 @@ class _Sweep:
             if job.run_id in seen:
                 continue
             seen.add(job.run_id)
+            if job.settings.mode == "eval":
+                self.waiting.append(job)
+                continue
             try:
                 state = state_of(job.settings.paths.root, job.run_id, self.options.rerun)
             except UserError as error:
@@ -173,6 +176,9 @@ class _Sweep:
         if ended.code == BUSY and ended.told:
             self.elsewhere.append(job)
             return
+        if job.settings.mode == "eval":
+            self._settle_scoring(job, ended)
+            return
         record = self._record_of(job)
         if record is not None and record.status == "finished":
             if record.finished < self.started[job.run_id]:  # another process was faster
@@ -194,6 +200,17 @@ class _Sweep:
         else:
             self.outcome.failed.append((job.run_id, record.message))
             say(f"{self._label(job)}: {record.status.replace('_', ' ')}: {record.message}")
+
+    def _settle_scoring(self, job: Job, ended: Ended) -> None:
+        """A run that was scored again keeps its record, whatever came out."""
+        output = output_path(job.settings.paths.root, job.run_id)
+        if ended.code == 0 and ended.told:
+            self.outcome.done.append(job.run_id)
+            say(f"{self._label(job)}: scored again: {output}")
+        else:
+            _, message = crash.outcome(ended, output, out_of_memory=False)
+            self.outcome.failed.append((job.run_id, message))
+            say(f"{self._label(job)}: failed: {message}")
 
     def _record_of(self, job: Job) -> RunRecord | None:
         path = record_path(job.settings.paths.root, job.run_id)
@@ -243,7 +260,11 @@ class _Sweep:
 
     def _sort_out_again(self, job: Job) -> None:
         rerun = "none" if self.options.rerun == "all" else self.options.rerun  # the other process has just repeated it
-        state = state_of(job.settings.paths.root, job.run_id, rerun)
+        try:
+            state = state_of(job.settings.paths.root, job.run_id, rerun)
+        except UserError as error:  # its record is broken
+            self.outcome.failed.append((job.run_id, str(error)))
+            return
         if state.kind == "finished":
             self.outcome.skipped.append(job.run_id)
         elif state.kind == "failed" and state.record is not None:

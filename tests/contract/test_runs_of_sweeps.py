@@ -93,3 +93,16 @@ def test_a_failed_run_is_recorded(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert "broken here" in record.message
     (trace,) = tmp_path.glob("runs/*/traceback.txt")
     assert "RuntimeError: broken here" in trace.read_text()
+
+
+def test_finished_runs_are_scored_again(run: Run, tmp_path: Path) -> None:
+    run("-m", "method=head,lora")
+    before = {path: path.read_text() for path in tmp_path.glob("records/*.json")}
+    again = run("-m", "method=head,lora", "mode=eval", "jobs=2")
+    assert again.out.count("scored again") == 2
+    assert "2 run, 0 already finished, 0 failed" in again.out
+    outputs = [path.read_text() for path in tmp_path.glob("runs/*/output.log")]
+    assert all("every metric equals the record" in text for text in outputs)
+    missing = run("-m", "method=head,altlora", "mode=eval", code=1)
+    assert "1 run, 0 already finished, 1 failed" in missing.out
+    assert {path: path.read_text() for path in tmp_path.glob("records/*.json")} == before
