@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 
 from lrx import config as lrx_config
 from lrx import registry, slurm, stop, warm
-from lrx.callbacks.costs import Costs
+from lrx.callbacks.costs import Costs, resident_now
 from lrx.callbacks.extra import extra_callbacks, report_of
 from lrx.callbacks.lens import lens_of
 from lrx.callbacks.metric_log import MetricLog
@@ -102,7 +102,7 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, folder / "checkpoints"):
         sweep_temporary(place)  # what a killed process was writing
-    resident_before = warm.resident_bytes()
+    memory_before = resident_now()
     backbone, method = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
     if settings.callbacks.submission:
@@ -123,7 +123,7 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
         precision=settings.trainer.precision,
         patience=settings.trainer.patience,
     )
-    costs = Costs(resident_before)
+    costs = Costs(memory_before)
     fit(module, task, settings, folder, [costs, selection, *lens_of(settings, folder, costs)], tracker)
     train_seconds = costs.elapsed()
 

@@ -21,12 +21,12 @@ class Costs(pl.Callback):
 
     ``seconds``: one figure per batch, kept in checkpoints so that a resumed run reports over all its batches.
     ``peak_memory``: bytes; the device's peak allocation on a GPU, else by how much the resident set of the process
-    grew from ``resident_before`` (taken before the model was built: libraries, and what a job shares with others, do
-    not count) to its peak in training. Only Linux tells the peak of a part of a process's life.
+    grew from ``before`` (``resident_now()`` of the moment before the model was built: libraries, and what a job shares
+    with others, do not count) to its peak in training. Only Linux tells the peak of a part of a process's life.
     """
 
-    def __init__(self, resident_before: int = 0) -> None:
-        self.resident_before = resident_before
+    def __init__(self, before: tuple[int, int] = (0, 0)) -> None:
+        self.resident_before, self.files_before = before
         self.seconds: list[float] = []
         self.examples = 0
         self.state_bytes = 0
@@ -66,7 +66,9 @@ class Costs(pl.Callback):
         if trainer.strategy.root_device.type == "cuda":  # the module has left it by now
             self.peak_memory = torch.cuda.max_memory_allocated()
         else:
-            self.peak_memory = max(0, peak_resident() - self.resident_before)
+            _, files = resident_now()
+            read = max(0, files - self.files_before)  # of libraries, when first used: nothing this training needs
+            self.peak_memory = max(0, peak_resident() - self.resident_before - read)
 
     def summary(self) -> dict[str, float]:
         """Median step seconds, examples per second of training, optimizer-state bytes, peak memory bytes."""
@@ -84,6 +86,17 @@ class Costs(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.examples = list(state_dict["seconds"]), state_dict["examples"]
         self.earlier_seconds = state_dict["elapsed"]
+
+
+def resident_now() -> tuple[int, int]:
+    """Resident bytes of this process: all, and those that are pages of files such as libraries. Zeros off Linux."""
+    found = {"VmRSS": 0, "RssFile": 0}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            key, _, rest = line.partition(":")
+            if key in found:
+                found[key] = int(rest.split()[0]) * 1024
+    return found["VmRSS"], found["RssFile"]
 
 
 def reset_peak_resident() -> None:
