@@ -102,6 +102,8 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, folder / "checkpoints"):
         sweep_temporary(place)  # what a killed process was writing
+    for split in ("train", "select", *task.reported):
+        task.size(split)  # read before memory is measured: the jobs of a sweep share what others have to read
     memory_before = resident_now()
     backbone, method = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
