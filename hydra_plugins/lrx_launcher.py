@@ -21,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 class LrxSweeper(BasicSweeper):
     """Hydra's grid; jobs are composed once, by the launcher, which explains a mistake in one without the others."""
 
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        super().__init__(None, params)  # one batch: ``jobs=N`` says how many run at a time
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Left to the launcher."""
 

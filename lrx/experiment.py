@@ -198,7 +198,7 @@ def only_one(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # whoever looks whether a run is at work holds its lock for an instant
     except Timeout:
         raise Busy(
             f"this very run is already being run by another process (lock {folder / '.lock'}); wait for it, "

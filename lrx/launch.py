@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(outcome: Outcome) -> int:
     """Say in a line or two what became of the runs; the exit code that follows from it."""
-    if outcome.total > 1:
+    if outcome.total > 1 or (outcome.multirun and outcome.total):
         counts = f"{len(outcome.done)} run, {len(outcome.skipped)} already finished, {len(outcome.failed)} failed"
         if outcome.interrupted:
             counts += f", {len(outcome.interrupted)} interrupted"
@@ -129,15 +129,30 @@ def _hydra(arguments: list[str], outcome: Outcome) -> None:
         sys.argv = saved
 
 
+# What a multirun as a whole follows; its jobs cannot differ in it.
+COMMON = ("paths.root", "jobs", "fail_fast", "time_limit", "rerun", "mode", "engine")
+
+
+def _value(settings: Settings, key: str) -> Any:
+    found: Any = settings
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
 def run_made(made: Sequence[Job | Mistake], outcome: Outcome) -> None:
     """Carry out composed jobs as their common settings say (``jobs``, ``fail_fast``, ``time_limit``, ``engine``)."""
     first = next((job.settings for job in made if isinstance(job, Job)), None)
     if first is None:
         outcome.failed += [(" ".join(job.overrides), job.message) for job in made if isinstance(job, Mistake)]
         return
+    for key in COMMON:
+        values = {str(_value(job.settings, key)): None for job in made if isinstance(job, Job)}
+        if len(values) > 1:
+            raise UserError(f"{key} differs among the jobs ({', '.join(values)}); it is one for the whole multirun")
     how = Options(rerun=first.rerun, fail_fast=first.fail_fast, time_limit=first.time_limit)
     found = run_sweep(made, engine_of(first), how)
-    vars(outcome).update(vars(found))
+    vars(outcome).update(vars(found), multirun=True)
 
 
 def engine_of(settings: Settings) -> Engine:

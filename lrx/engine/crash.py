@@ -30,8 +30,8 @@ def outcome(ended: Ended, output: Path, out_of_memory: bool) -> tuple[Status, st
     if out_of_memory:
         return "out_of_memory", f"{name}: the system ended the process because memory ran out"
     if -ended.code in _STOPPED_FROM_OUTSIDE:
-        cause = f"; {ended.message}" if ended.message else ""
-        return "interrupted", f"{name} ended the process{cause}; the same command goes on from the last checkpoint"
+        cause = ended.message or f"{name} ended the process"
+        return "interrupted", f"{cause}; the same command goes on from the last checkpoint"
     return "failed", f"the process crashed with {name} (output: {output})"
 
 

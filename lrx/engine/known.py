@@ -1,8 +1,8 @@
 """The composed jobs of a sweep, remembered between commands: ``table`` and ``status`` need not compose them again.
 
 What is remembered is a pure function of the files it was composed from, so the key is made of those: every file of the
-configuration and of the package, by path, size and time of change, and the overrides. Identities are not remembered:
-they also depend on data.
+configuration and of the package, by path, size and time of change, and the overrides, with the environment if they
+read it. Identities are not remembered: they also depend on data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Composed = list[tuple[list[str], dict[str, Any]]]  # overrides and configuration
 
 def key(sweep: str, overrides: Sequence[str]) -> str:
     """64 hex digits for a grid as composed from the files as they are."""
-    total = hashlib.sha256(repr((sweep, list(overrides))).encode())
+    environment = sorted(os.environ.items()) if "oc.env" in repr(overrides) else []
+    total = hashlib.sha256(repr((sweep, list(overrides), environment)).encode())
     package = Path(__file__).resolve().parent.parent
     for folder, suffix in ((paths.conf_dir(), ".yaml"), (paths.sweeps_dir(), ".yaml"), (package, ".py")):
         for where, folders, names in os.walk(folder):

@@ -27,6 +27,9 @@ _ENVIRONMENT = {
 }
 
 
+REPORT_SECONDS = 3.0  # from the death of a job to the server's word of it
+
+
 class LocalEngine:
     """Runs at most ``at_once`` jobs at a time, the machine's threads divided among them.
 
@@ -42,17 +45,18 @@ class LocalEngine:
         self._connection: socket.socket | None = None
         self._unread = b""
         self.began: dict[str, float] = {}  # when a job's process began, in seconds of the monotonic clock
-        self._running: set[str] = set()
+        self._running: dict[str, int] = {}  # run id -> process id, 0 before there is one
+        self._killed: dict[str, float] = {}
+        self._ready = False
 
     def start(self, job: Job) -> None:
         """Begin ``job``. Its output goes to ``output.log`` in the run's folder."""
         settings = job.settings.model_dump(mode="json")
         fixed = job.settings.trainer.threads
-        self._running.add(job.run_id)
+        self._running[job.run_id] = 0
         self.began.pop(job.run_id, None)
         self._order(
             {
-                "do": "start",
                 "run_id": job.run_id,
                 "settings": settings,
                 "output": str(output_path(job.settings.paths.root, job.run_id)),
@@ -71,7 +75,7 @@ class LocalEngine:
                 return []
         try:
             chunk = self._connection.recv(1 << 20)
-        except ConnectionResetError:  # it died with orders unread
+        except ConnectionError:  # it died with orders unread
             chunk = b""
         if not chunk:
             return self._server_died()
@@ -81,20 +85,28 @@ class LocalEngine:
             message = json.loads(line)
             if "started" in message:
                 self.began[message["started"]] = time.monotonic()
+                self._running[message["started"]] = message["pid"]
+            elif "ready" in message:
+                self._ready = True
             elif "ended" in message:
                 ended.append(Ended(**message["ended"]))
-                self._running.discard(ended[-1].run_id)
+                self._running.pop(ended[-1].run_id, None)
         return ended
 
     def kill(self, run_id: str, signum: int) -> None:
-        """Send a signal to a running job. The server ends with one that has no process yet, if it is all there is."""
+        """Send a signal to a running job. Where that cannot help, the server goes, and every job with it: while it
+        imports, or builds what a job will read, it neither starts nor reports one.
+        """
         if run_id not in self._running or self._server is None:
             return
-        begun = self._running & self.began.keys()
-        if run_id not in begun and (not begun or signum == signal.SIGKILL):
-            self._server.kill()  # it is importing, or building what the job will read, and hears nothing meanwhile
-        else:
-            self._order({"do": "signal", "run_id": run_id, "signum": signum})
+        pid = self._running[run_id]
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+        first = self._killed.setdefault(run_id, time.monotonic()) if signum == signal.SIGKILL else time.monotonic()
+        alone = not any(self._running.values())
+        if (not pid and (alone or signum == signal.SIGKILL)) or time.monotonic() - first > REPORT_SECONDS:
+            self._server.kill()
 
     def close(self) -> None:
         """End the server; a job that is still running is stopped with it."""
@@ -102,11 +114,11 @@ class LocalEngine:
             self._connection.close()
         if self._server is not None:
             try:
-                self._server.wait(timeout=40)
+                self._server.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()
-        self._server, self._connection = None, None
+        self._server, self._connection, self._ready = None, None, False
 
     def _order(self, message: dict[str, object]) -> None:
         if self._connection is None:
@@ -137,15 +149,16 @@ class LocalEngine:
         self._connection = ours
 
     def _server_died(self) -> list[Ended]:
-        """Its jobs have died with it."""
+        """Its jobs have died with it. Raises ``UserError`` if it never got as far as a job."""
         assert self._server is not None
         code = self._server.wait()
+        ready = self._ready
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        ended = [
-            Ended(run_id, -signal.SIGKILL, f"the process that the jobs are forked from ended ({cause})")
-            for run_id in self._running
-        ]
+        told = f"the process that jobs are forked from ended ({cause})"
+        ended = [Ended(run_id, code if code < 0 else 1, told) for run_id in self._running]
         self._running.clear()
         self._unread = b""
         self.close()
+        if not ready and code >= 0:
+            raise UserError(f"{told} before the first job; what it printed above says why")
         return ended

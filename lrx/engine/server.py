@@ -1,8 +1,8 @@
 """The warm server: imports the stack once, keeps backbone and tokenised data, and forks a process for each job.
 
 ``python -m lrx.engine.server FD`` is started by ``lrx.engine.local`` and talks JSON lines over the socket FD.
-It receives ``{"do": "start", "run_id", "settings", "output", "threads"}`` and ``{"do": "signal", "run_id", "signum"}``
-and sends ``{"ready": true}`` once and ``{"ended": {...}}`` (``lrx.engine.work.Ended``) for each job. When the
+It receives ``{"run_id", "settings", "output", "threads", "alone"}`` for each job and sends ``{"ready": true}`` once,
+and ``{"started": run_id, "pid"}`` and ``{"ended": {...}}`` (``lrx.engine.work.Ended``) for each job. When the
 socket closes, the launcher is gone: the jobs are asked to stop and the server ends with them.
 
 Thread pools do not survive a fork, so nothing here computes in parallel before it: one thread for PyTorch, BLAS and
@@ -47,7 +47,11 @@ class Server:
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes the selector
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what a Ctrl-C means
+        # Whoever stops a whole group of processes means the jobs: they save themselves, and the launcher closes the
+        # connection afterwards.
+        self.hangup = signal.getsignal(signal.SIGHUP)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # and Slurm's signal, for its jobs as well
 
     def serve(self) -> None:
@@ -78,13 +82,7 @@ class Server:
             return False
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
-            order = json.loads(line)
-            if order["do"] == "start":
-                self._start(order)
-            elif order["do"] == "signal":
-                for child in self.children.values():
-                    if child.run_id == order["run_id"]:
-                        os.kill(child.pid, order["signum"])
+            self._start(json.loads(line))
         return True
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -105,10 +103,11 @@ class Server:
         if pid == 0:
             os.close(read)
             self.connection.close()
+            signal.signal(signal.SIGHUP, self.hangup)
             _be_a_job(order, write)  # does not return
         os.close(write)
         self.children[pid] = _Child(order["run_id"], pid, read)
-        self._send({"started": order["run_id"]})
+        self._send({"started": order["run_id"], "pid": pid})
 
     def _reap(self) -> None:
         while self.children:
@@ -121,6 +120,9 @@ class Server:
             child = self.children.pop(pid, None)
             if child is None:
                 continue  # a helper process of a library
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # what the job has left running
+            os.set_blocking(child.pipe, False)  # a process of the job's may hold its end all the same
             with os.fdopen(child.pipe, "rb") as pipe:
                 told = pipe.read()
             code = os.waitstatus_to_exitcode(status)
@@ -160,11 +162,15 @@ def prepare(settings: dict[str, Any]) -> None:
 
 def _be_a_job(order: dict[str, Any], pipe: int) -> None:
     """In the forked process: carry out the run, say how it ended, leave."""
+    server = os.getppid()
     signal.set_wakeup_fd(-1)
-    for signum in (signal.SIGCHLD, signal.SIGINT):
+    for signum in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setpgid(0, 0)
     _die_with_parent()
+    if os.getppid() != server:  # it died before that was asked for
+        os._exit(1)
     from lrx import warm
     from lrx.engine.work import Ended, do, output_to
 
@@ -216,6 +222,7 @@ def main() -> None:
     import lrx.experiment  # noqa: F401 - the stack, seconds of imports
 
     Server(connection).serve()
+    os._exit(0)  # unloading the stack takes seconds
 
 
 if __name__ == "__main__":

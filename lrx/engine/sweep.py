@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections import deque
@@ -35,6 +36,7 @@ class Outcome:
     left: list[str] = field(default_factory=list)  # queued or running on a cluster, which the command no longer awaits
     error: BaseException | None = None  # ends the command; kept here because Hydra prints what a job raises
     signum: int | None = None  # the signal that ended the command
+    multirun: bool = False
 
     @property
     def total(self) -> int:
@@ -181,8 +183,8 @@ class _Sweep:
             return
         record = self._record_of(job)
         if record is not None and record.status == "finished":
-            if record.finished < self.started[job.run_id]:  # another process was faster
-                self.outcome.skipped.append(job.run_id)
+            if record.finished < self.started[job.run_id]:
+                self._settle_beside(job, ended)
                 return
         elif record is None or record.finished < self.started[job.run_id] or not ended.told or ended.code == 2:
             record = self._record_crash(job, ended)
@@ -200,6 +202,20 @@ class _Sweep:
         else:
             self.outcome.failed.append((job.run_id, record.message))
             say(f"{self._label(job)}: {record.status.replace('_', ' ')}: {record.message}")
+
+    def _settle_beside(self, job: Job, ended: Ended) -> None:
+        """There is a finished record, and not of this attempt: it stays."""
+        if ended.code == 0:  # another process was faster
+            self.outcome.skipped.append(job.run_id)
+            return
+        output = output_path(job.settings.paths.root, job.run_id)
+        status, message = crash.outcome(ended, output, out_of_memory=False)
+        message += "; the earlier record stays"
+        say(f"{self._label(job)}: {status.replace('_', ' ')}: {message}")
+        if status == "interrupted":
+            self.outcome.interrupted.append(job.run_id)
+        else:
+            self.outcome.failed.append((job.run_id, message))
 
     def _settle_scoring(self, job: Job, ended: Ended) -> None:
         """A run that was scored again keeps its record, whatever came out."""
@@ -330,7 +346,11 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """A line for whoever watches; when nobody does any more (``| head``, a lost terminal), the jobs go on."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextlib.contextmanager
@@ -344,7 +364,8 @@ def _signals() -> Iterator[list[int]]:
 
     try:
         for wanted in (*stop.SIGNALS, *([slurm.SIGNAL] if slurm.requeues() else [])):
-            previous[wanted] = signal.signal(wanted, receive)
+            if signal.getsignal(wanted) != signal.SIG_IGN:  # nohup, or a job that a shell put in the background
+                previous[wanted] = signal.signal(wanted, receive)
     except ValueError:  # not the main thread: whoever runs us there handles signals
         pass
     try:

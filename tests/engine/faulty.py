@@ -20,9 +20,9 @@ class Faulty(Method):
     name: ClassVar[str] = "faulty"
 
     def __init__(
-        self, *, fault: Literal["none", "raise", "exit", "os_exit", "kill", "segfault", "diverge", "memory", "hang",
-        "deaf", "leak", "user"] = "none", step: int = 2, lr: float = 1e-2, weight_decay: float = 0.0,
-        head_lr: float | None = None,
+        self, *, fault: Literal["none", "raise", "exit", "os_exit", "kill", "segfault", "diverge", "memory",
+        "hang", "deaf", "leak", "user", "grandchild", "asked"] = "none", step: int = 2, lr: float = 1e-2,
+        weight_decay: float = 0.0, head_lr: float | None = None,
     ) -> None:
         self.fault, self.step, self.head = fault, step, Head(lr=lr)
 
@@ -54,6 +54,11 @@ class Faulty(Method):
                 p.data.fill_(float("nan"))
         if self.fault == "memory":
             raise MemoryError("no more")
+        if self.fault == "grandchild" and os.fork() == 0:
+            time.sleep(300)
+            os._exit(0)
+        if self.fault == "asked" and os.environ.get("LRX_TEST_FAULT") == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "leak":
             os.environ["LRX_LEAKED"] = "1"
             import torch

@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, Result, command
 from tests.engine.faulty import install
+from tests.engine.processes import children
 
 SMALL = ["scale=smoke", "task.subset=sentiment", "logger=none", "trainer.max_steps=3", "task.train_limit=16",
          "task.eval_limit=16", "callbacks.checkpoint.every_n_steps=1"]  # fmt: skip
@@ -37,6 +38,13 @@ def sweep(plugin: str) -> Callable[..., Result]:
 
 def arguments(root: Path, *overrides: str) -> list[str]:
     return ["run.py", "-m", "method=head", "method.name=faulty", *SMALL, f"paths.root={root}", *overrides]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def records(root: Path) -> dict[str, dict]:
@@ -112,6 +120,61 @@ def test_a_signal_stops_the_jobs_in_good_order(plugin: str, tmp_path: Path, sign
     (record,) = records(tmp_path).values()
     assert record["status"] == "interrupted"
     assert list(tmp_path.glob("runs/*/sentiment/checkpoints/*.ckpt"))
+
+
+def test_a_group_of_processes_stopped_together_saves_itself(plugin: str, tmp_path: Path) -> None:
+    """As a batch system does it: launcher, server and job get the signal at once."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments(tmp_path, "trainer.max_steps=5000", "trainer.evaluations=1",
+                                    "callbacks.checkpoint.every_n_steps=null")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": plugin}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: list(tmp_path.glob("runs/*/sentiment/metrics.jsonl")))
+        time.sleep(0.5)
+        (server,) = children(process.pid)
+        for pid in (*children(server), server, process.pid):
+            os.kill(pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, (out, err)
+    (record,) = records(tmp_path).values()
+    assert record["status"] == "interrupted"
+    assert [path.name for path in tmp_path.glob("runs/*/sentiment/checkpoints/*.ckpt")] == ["stopped.ckpt"]
+
+
+def test_what_a_job_leaves_running_ends_with_it(sweep: Callable[..., Result], tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = sweep(tmp_path, "seed=0,1", "+method.fault=grandchild")
+    assert result.code == 0, result
+    assert "2 run, 0 already finished, 0 failed" in result.out
+    assert time.monotonic() - began < 100  # the grandchildren would sleep for 300 s
+
+
+def test_a_repeated_job_that_is_killed_is_no_success(plugin: str, tmp_path: Path) -> None:
+    grid = arguments(tmp_path, "+method.fault=asked", "+method.step=0")
+    assert command(*grid, env={"PYTHONPATH": plugin}).code == 0
+    again = command(*grid, "rerun=all", env={"PYTHONPATH": plugin, "LRX_TEST_FAULT": "kill"})
+    assert again.code == 1, again
+    assert "0 run, 0 already finished, 0 failed, 1 interrupted" in again.out
+    once_more = command(*grid, env={"PYTHONPATH": plugin})
+    assert "1 run, 0 already finished" in once_more.out
+
+
+def test_settings_of_the_multirun_cannot_differ(sweep: Callable[..., Result], tmp_path: Path) -> None:
+    result = sweep(tmp_path, "jobs=1,2")
+    assert result.code == 2
+    assert "jobs differs among the jobs (1, 2)" in result.err
+
+
+def test_nobody_listening_stops_nothing(plugin: str, tmp_path: Path) -> None:
+    line = " ".join(["nohup", sys.executable, *arguments(tmp_path, "seed=0,1")]) + " | head -1"
+    subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, env={**os.environ, "PYTHONPATH": plugin}, timeout=120, check=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("records/*.json"))) == 2)
 
 
 def test_jobs_die_with_a_killed_launcher(plugin: str, tmp_path: Path) -> None:

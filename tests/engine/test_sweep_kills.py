@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, command
+from tests.engine.processes import children
 
 SWEEP = ["-m", "method=head,lora", "seed=0,1,2,3", "scale=smoke", "task.subset=sentiment", "logger=none",
          "trainer.max_steps=12", "callbacks.checkpoint.every_n_steps=1", "trainer.threads=1", "jobs=2"]  # fmt: skip
@@ -30,19 +31,6 @@ def results(root: Path) -> dict[str, Any]:
         for part in parts.values():
             part.pop("notes", None)  # counted where a split is read, which a resumed run may do later
         found[path.stem] = (record["status"], parts)
-    return found
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of the children of ``pid``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
     return found
 
 
