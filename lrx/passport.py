@@ -123,7 +123,7 @@ def claims_about(method: str, records: Sequence[RunRecord], problems: Sequence[P
                 continue
             data = gather(name, root, read=(list(records), list(problems)), published=False)
             judged = [item for item in judge(data.sweep, data.table) if item.claim in about]
-            lines += [f"{name}: {item.text}: {item.verdict} ({item.statistic})" for item in judged]
+            lines += [f"{name}: {item.text}: {item.words} ({item.statistic})" for item in judged]
         except UserError as error:
             lines.append(f"{name}: cannot be judged: {error}")
     return Section("claims", lines or ["no sweep makes a claim about it"])

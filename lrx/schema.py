@@ -96,7 +96,8 @@ class Tuned(Section):
     """Where tuned values come from: written by ``python -m lrx tune`` into ``conf/tuned``, kept in every record.
 
     ``values``: what was tuned, by dotted key. ``trials``: how many the method got. ``score``: the winner's, the mean of
-    ``metric`` on the selection split (a metric that is better when lower counts negative).
+    ``metric`` on the selection split (a metric that is better when lower counts negative). ``started_from``: the first
+    trial's values and where they came from; files of earlier versions do not say.
     """
 
     sweep: str
@@ -108,6 +109,7 @@ class Tuned(Section):
     metric: str
     score: float
     command: str
+    started_from: str = ""
 
 
 class Engine(Section):

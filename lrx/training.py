@@ -261,7 +261,7 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
     earlier = [entry for entry in selection.curve if entry["step"] < part.steps]
     part.curve = [*earlier, {"step": part.steps, "splits": dict(part.last)}]
     if settings.trainer.select == "best" and selection.best_step >= 0 and selection.best_step != part.steps:
-        part.last_predictions = store_predictions(folder, "last_predictions", predictions)
+        part.last_predictions = store_predictions(folder, "last_predictions", predictions, task)
         method.load_adapter(backbone, best_weights(selection.best_file))
         predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
         part.metrics = {split: task.score(*pair) for split, pair in predictions.items()} | {"select": selection.best}
@@ -269,7 +269,7 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
     if not settings.trial:  # the weights of a trial serve nothing: they may not be scored on a reported split
         state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
         write_atomic(folder / "adapter.safetensors", save(state))
-    part.predictions = store_predictions(folder, "predictions", predictions)
+    part.predictions = store_predictions(folder, "predictions", predictions, task)
     if part.best_step == part.steps:
         part.last_predictions = dict(part.predictions)
     if settings.callbacks.submission:
@@ -301,21 +301,31 @@ def selection_steps(module: Supervised, selection: Selection) -> int:
     return int(selection.history[-1]["step"]) if stopped else module.schedule.steps
 
 
-def store_predictions(folder: Path, name: str, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, str]:
+def store_predictions(
+    folder: Path, name: str, pairs: dict[str, tuple[np.ndarray, np.ndarray]], task: Task
+) -> dict[str, str]:
     """Write ``folder/<name>.<split>.csv`` for each split; split -> path relative to ``paths.root``."""
     stored = {}
     for split, (predicted, references) in pairs.items():
         path = folder / f"{name}.{split}.csv"
-        write_predictions(path, predicted, references)
+        write_predictions(path, predicted, references, task.groups(split))
         stored[split] = str(path.relative_to(folder.parents[2]))
     return stored
 
 
-def write_predictions(path: Path, predictions: np.ndarray, references: np.ndarray) -> None:
-    """CSV with one line per item in file order: index, prediction, reference (empty for an unlabelled split)."""
+def write_predictions(
+    path: Path, predictions: np.ndarray, references: np.ndarray, groups: list[int] | None = None
+) -> None:
+    """CSV with one line per item in file order: index, prediction, reference (empty for an unlabelled split).
+
+    With ``groups`` a fourth column says which document an item is from.
+    """
     labels = references.tolist() if len(references) else [""] * len(predictions)
-    rows = (f"{i},{p},{y}" for i, (p, y) in enumerate(zip(predictions.tolist(), labels, strict=True)))
-    write_atomic(path, "\n".join(["index,prediction,reference", *rows]) + "\n")
+    rows = [f"{i},{p},{y}" for i, (p, y) in enumerate(zip(predictions.tolist(), labels, strict=True))]
+    if groups is not None:
+        rows = [f"{row},{group}" for row, group in zip(rows, groups, strict=True)]
+    head = "index,prediction,reference" + (",group" if groups is not None else "")
+    write_atomic(path, "\n".join([head, *rows]) + "\n")
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

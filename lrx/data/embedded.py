@@ -27,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,6 +136,13 @@ def _load(subtask: str, root: Path, _touched: tuple[tuple[int, int], ...]) -> di
             labels = [s.rating for s in chosen]
         splits[name] = Split([(s.text,) for s in chosen], labels, [f"{s.source}/{s.id}" for s in chosen])
     return splits
+
+
+def documents(ids: Sequence[str]) -> list[int] | None:
+    """For each of a split's ids the number of its document, in order of appearance; None where no two share one."""
+    names = [id.rpartition("_")[0] if SOURCES[id.partition("/")[0]][3] else id for id in ids]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names] if len(numbers) < len(names) else None
 
 
 def sentences(root: Path | None = None) -> list[Sentence]:

@@ -6,15 +6,20 @@ Ours and the published numbers stand in separate columns, each under the scale i
 from __future__ import annotations
 
 from lrx.results import claims
-from lrx.results.cells import cell_text, cost_text, listed, published_text, runs_text, scale_of
+from lrx.results.cells import MARK, cell_text, cost_text, listed, published_text, runs_text, scale_of
 from lrx.results.claims import Judged
-from lrx.results.collect import OUTCOMES, Table
-from lrx.results.compare import Comparison, Pair, compare
+from lrx.results.collect import Table
+from lrx.results.compare import EQUAL, Comparison, Pair, compare
+from lrx.results.notes import outcome_notes, protocol_notes, unequal_notes
 from lrx.results.render import Block, Text
 from lrx.results.sweep import COSTS, Column, Published, Sweep
 from lrx.tuning import provenance
 
-MARK = "SELECTED ON THE REPORTED SPLIT"
+ANOTHER = "another metric"
+SEEDS_ONLY_IS_WEAKER = (
+    "Without predictions methods are told apart more easily: a verdict over seeds only is about these very test items "
+    "and need not hold for others."
+)
 
 
 def scores_block(sweep: Sweep, table: Table, published: Published | None = None) -> Block:
@@ -33,9 +38,10 @@ def scores_block(sweep: Sweep, table: Table, published: Published | None = None)
             cell = table.cell(line, column)
             shown = cell_text(cell, line, column.digits, letters)
             theirs = published.value(line.row.key, column.key) if published else None
-            beside = (
-                "" if theirs is None or cell.mean is None else f"; {claims.signed(cell.mean - theirs, column.digits)}"
-            )
+            beside = ""
+            if theirs is not None and cell.mean is not None:
+                gap = claims.signed(cell.mean - theirs, column.digits)
+                beside = f"; {gap if table.own_metric(column) else ANOTHER}"
             cells.append(Text(shown.main, shown.detail + beside, bold=line.row.key == found.best))
         rows.append([Text(line.row.label), *cells, runs_text(line)])
     facts = f"model {listed(table.facts('model.name'))}, data {listed(table.facts('task.source'))}"
@@ -44,7 +50,7 @@ def scores_block(sweep: Sweep, table: Table, published: Published | None = None)
         f"Scale {scale_of(table)}: {facts}.",
         "" if published else sweep.setting,
         f"Behind a semicolon: ours less the published value ({source_of(published)})." if published else "",
-        table.protocol.sentence(),
+        table.protocol_sentence(),
         _spread_sentence(table),
         _letters_sentence(list(comparisons.values())),
         *(f"{table.heading(column)}: {column.note.rstrip('.')}." for column in columns if column.note),
@@ -55,7 +61,8 @@ def scores_block(sweep: Sweep, table: Table, published: Published | None = None)
     title = (title or f"Ours, scale {scale_of(table)}") + (f" ({MARK})" if table.on_reported else "")
     key = f"{published.key}-ours" if published else "scores"
     header = ["method", *(table.heading(column) for column in columns), "runs"]
-    notes = [*sweep.notes, *provenance.notes(table.records()), *_protocol_notes(table), *_outcome_notes(table)]
+    notes = [*sweep.notes, *provenance.notes(table.records()), *protocol_notes(table), *unequal_notes(table)]
+    notes += outcome_notes(table)
     return Block(key, title, " ".join(filter(None, map(str.strip, sentences))), header, rows, notes)
 
 
@@ -69,16 +76,17 @@ def comparison_block(sweep: Sweep, table: Table) -> Block | None:
     rows = [_pair_row(pair, labels, column.digits) for pair in pairs]
     caption = (
         f"Scale {scale_of(table)}, column {table.heading(column)}: the first method less the second, over the seeds "
-        "that both have. Intervals are at 95% each: Student's t over seeds, bootstrap over test items with seeds "
-        "averaged. p is the larger one of the two tests', adjusted by Holm's method over these pairs; below 0.05 they "
-        "differ. Seeds needed: for 80% power at 5% divided by the number of pairs, two-sided, were the difference as "
-        "large as seen."
+        "that both have. Intervals are at 95% each: Student's t over seeds; and over seeds and test items together, "
+        "with the variance over seeds and that of a bootstrap over test items added. p is the larger one of the two "
+        "tests', adjusted by Holm's method over these pairs; below 0.05 they differ. Seeds needed: for 80% power at "
+        "5% divided by the number of pairs, two-sided, were the difference as large as seen."
+        + (f" {SEEDS_ONLY_IS_WEAKER}" if any(pair.effect.seeds_only for pair in pairs) else "")
     )
     header = [
         "methods",
         "difference",
         "95% over seeds",
-        "95% over test items",
+        "95% over seeds and test items",
         "n",
         "p (Holm)",
         "verdict",
@@ -86,7 +94,7 @@ def comparison_block(sweep: Sweep, table: Table) -> Block | None:
     ]
     title = f"Pairs of methods in {table.heading(column)}, scale {scale_of(table)}"
     title += f" ({MARK})" if table.on_reported else ""
-    return Block("pairs", title, caption, header, rows, widths=[0.24, 0, 0, 0, 0, 0, 0, 0])
+    return Block("pairs", title, caption, header, rows, widths=[0.18, 0, 0, 0, 0, 0, 0, 0])
 
 
 def costs_block(sweep: Sweep, table: Table) -> Block:
@@ -122,12 +130,14 @@ def difference_block(published: Published, ours: Table | None, other: Table) -> 
     if column is None:
         return None
     same = f"(scale {published.scale})"
+    at_same = next((c for c in ours.columns if c.key == column.key), None) if ours else None
+    shown = ours.heading(at_same) if ours and at_same else column.label
     own = next((c for c in other.columns if c.key == column.key), None) if scale_of(other) != published.scale else None
     header = [
         "method",
         f"published {column.label} {same}",
         "source",
-        f"ours {column.label} {same}",
+        f"ours {shown} {same}",
         "ours less published",
     ]
     header += [f"ours {other.heading(own)} (scale {scale_of(other)})"] if own else []
@@ -140,12 +150,14 @@ def difference_block(published: Published, ours: Table | None, other: Table) -> 
             *_ours(published, ours, row.key, column.key),
         ]
         rows.append([Text(row.label), *cells, *([_at_own_scale(other, own, row.key)] if own else [])])
+    marked = bool(ours and ours.on_reported) or (own is not None and other.on_reported)
     caption = (
-        f"Source: {source_of(published)}. A difference is given between numbers of one scale only; other scales have "
-        "other data and models and columns of their own."
+        f"{f'{MARK}: scores of ours are optimistic. ' if marked else ''}Source: {source_of(published)}. A difference "
+        "is given between numbers of one scale and one metric only; other scales have other data and models and "
+        "columns of their own."
     )
     notes = [f"Not run: {published.needs}"] if published.needs and not (ours and ours.records()) else []
-    title = f"Published and ours: {column.label} of {published.title}"
+    title = f"Published and ours: {column.label} of {published.title}" + (f" ({MARK})" if marked else "")
     return Block(f"{published.key}-difference", title, caption, header, rows, notes)
 
 
@@ -155,20 +167,24 @@ def claims_block(sweep: Sweep, table: Table, judged: list[Judged] | None = None)
     rows = [[Text(j.text), Text(j.claim.origin), Text(j.published), Text(j.statistic), verdict_text(j)] for j in judged]
     scale = scale_of(table)
     caption = (
-        f"{f'{MARK}. ' if table.on_reported else ''}{claims.summary(judged)}. "
+        f"{f'{MARK}. ' if table.on_reported else ''}{claims.summary(judged)} ({claims.by_origin(judged)}). "
         f"Judged by our runs at scale {scale}, which need not agree with the paper's scale: differences are "
-        "paired over seeds, with a 95% Student t interval, and where predictions are stored a 95% bootstrap interval "
-        "over test items. A claim holds when every interval agrees with it wholly and fails when every one disagrees "
-        "wholly. Seeds that would decide an open one: 80% power at 5%, two-sided, were the truth as seen so far. "
-        f"{table.protocol.sentence()}"
+        "paired over seeds, with a 95% Student t interval, and where predictions are stored a 95% interval over seeds "
+        "and test items together. A claim holds when every interval agrees with it wholly and fails when every one "
+        "disagrees wholly; a verdict in favour of a method that diverged at some seed stays open. Each claim is judged "
+        "by itself: claims are not adjusted for each other. Seeds that would decide an open one: 80% power at 5%, "
+        "two-sided, were the truth as seen so far. "
+        + (f"{SEEDS_ONLY_IS_WEAKER} " if any(j.seeds_only and j.verdict != claims.OPEN for j in judged) else "")
+        + table.protocol_sentence()
     )
     header = ["claim", "origin", "published", f"ours (scale {scale})", "verdict"]
-    return Block("claims", f"Claims, scale {scale}", caption, header, rows, widths=[0.24, 0.16, 0.17, 0.22, 0.12])
+    title = f"Claims, scale {scale}" + (f" ({MARK})" if table.on_reported else "")
+    return Block("claims", title, caption, header, rows, widths=[0.24, 0.16, 0.17, 0.22, 0.12])
 
 
 def verdict_text(judged: Judged) -> Text:
     """``holds``, ``fails``, or ``not enough evidence (to decide: about 12 seeds)``."""
-    return Text(judged.verdict, f"(to decide: {judged.advice})" if judged.advice else "", bold=True)
+    return Text(judged.words, f"(to decide: {judged.advice})" if judged.advice else "", bold=True)
 
 
 def source_of(published: Published) -> str:
@@ -178,20 +194,30 @@ def source_of(published: Published) -> str:
 
 def _pair_row(pair: Pair, labels: dict[str, str], digits: int) -> list[Text]:
     found = pair.effect
-    verdict = Text("differ") if pair.differ else Text("not", "resolved")
-    needed = Text(f"{pair.needed:,}") if pair.needed else Text("no number")
-    if pair.differ or (pair.needed and pair.needed <= found.n):
-        needed = Text("enough") if pair.differ else Text("more", "test items")
+    word, _, detail = pair.verdict.partition(" ")
     return [
         Text(f"{labels[pair.a]} − {labels[pair.b]}"),
         Text(claims.signed(found.mean, digits)),
-        _range(found.seeds, digits),
-        _range(found.items, digits) if found.items else Text("no", "predictions"),
-        Text(str(found.n)),
+        _range(found.seeds, digits) if found.seeds else Text("none", f"({EQUAL})"),
+        _range(found.both, digits) if found.both else Text(*(("no", "predictions") if found.seeds_only else ("none",))),
+        Text(str(found.n), f"(left out: {', '.join(found.left_out)})" if found.left_out else ""),
         Text(f"{pair.adjusted:.3f}" if pair.adjusted >= 0.001 else "<0.001"),
-        verdict,
-        needed,
+        Text(word, detail),
+        _needed(pair),
     ]
+
+
+def _needed(pair: Pair) -> Text:
+    """How many seeds would tell a pair apart, and whether more of them alone could."""
+    if pair.differ:
+        return Text("enough")
+    over_items = pair.effect.over_items
+    open_over_items = over_items is not None and over_items[0] <= 0 <= over_items[1]
+    if pair.needed is None:
+        return Text("no number")
+    if pair.needed <= pair.effect.n:
+        return Text("more", "test items" if open_over_items else "seeds or test items")
+    return Text(f"{pair.needed:,}", "and more test items" if open_over_items else "")
 
 
 def _range(bounds: tuple[float, float], digits: int) -> Text:
@@ -211,6 +237,8 @@ def _ours(published: Published, ours: Table | None, key: str, column: str) -> li
         return [text, Text(text.main)]
     if theirs is None:
         return [text, Text("not reported")]
+    if not ours.own_metric(wanted):
+        return [text, Text(ANOTHER)]
     return [text, Text(claims.signed(cell.mean - theirs, wanted.digits))]
 
 
@@ -234,54 +262,15 @@ def _letters_sentence(comparisons: list[Comparison]) -> str:
         return "No two methods have two seeds in common: no significance is claimed, nothing is bold."
     pairs = sum(len(found.pairs) for found in comparisons)
     over_items = sum(found.over_items for found in comparisons)
-    items = "and, with seeds averaged, over test items " if over_items == pairs else ""
+    items = "and over seeds and test items together " if over_items == pairs else ""
     if over_items == 0:
         items = "(no predictions are at hand to compare over test items too) "
     elif over_items < pairs:
-        items = f"and, in the {over_items} of {pairs} comparisons that have predictions, over test items "
+        items = f"and, in the {over_items} of {pairs} comparisons that have predictions, over test items too "
+    weaker = f" {SEEDS_ONLY_IS_WEAKER}" if over_items < pairs else ""
     return (
         "Methods of a column that share a letter are not told apart: paired over seeds (t test) "
-        f"{items}at 5%, Holm-adjusted over the column's pairs. Bold: significantly better than every other method; "
-        "where nothing is bold, no method is."
+        f"{items}at 5%, Holm-adjusted over the column's pairs. A row with fewer than two seeds in common with others "
+        "has no letter. Bold: significantly better than every other method that has a value, and never diverged; "
+        f"where nothing is bold, no method is.{weaker}"
     )
-
-
-def _protocol_notes(table: Table) -> list[str]:
-    """What the protocol could not read, and which predictions could not be used."""
-    found: dict[str, dict[str, list[str]]] = {}  # reason -> row and part -> seeds
-    for line in table.lines:
-        for record in line.finished:
-            for column in table.columns:
-                if not column.mean_of and (reading := table.reading(record, column)).value is None:
-                    seeds = found.setdefault(reading.reason, {}).setdefault(f"{line.row.label} {column.part}", [])
-                    seeds += [str(record.seed)] if str(record.seed) not in seeds else []
-    notes = []
-    for reason, where in found.items():
-        places = [f"{place} (seeds {', '.join(seeds)})" for place, seeds in where.items()]
-        notes.append(f"No value under this protocol, {reason}: {', '.join(places)}")
-    reasons = table.items.reasons if "items" in table.cache else {}
-    notes += [f"Over seeds only, {reason}: {_some(where)}" for reason, where in reasons.items()]
-    metric = table.protocol.metric
-    reported = [
-        metrics for record in table.records() for part in record.parts.values() for metrics in part.metrics.values()
-    ]
-    if metric not in ("column", "both") and reported and not any(metric in metrics for metrics in reported):
-        notes.append(f"No run here reports {metric}: every column shows its own metric.")
-    return notes
-
-
-def _some(what: list[str]) -> str:
-    distinct = list(dict.fromkeys(what))
-    return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} more" if len(distinct) > 3 else "")
-
-
-def _outcome_notes(table: Table) -> list[str]:
-    """A sentence for each job that ran and did not finish."""
-    notes = []
-    for line in table.lines:
-        for slot in line.slots:
-            if slot.record and slot.status != "finished":
-                message = " ".join(slot.record.message.split()) or "no message"
-                message = message if len(message) <= 160 else message[:159] + "…"
-                notes.append(f"{line.row.label}, seed {slot.job.seed}: {OUTCOMES[slot.status]}: {message}")
-    return notes

@@ -6,6 +6,7 @@ from lrx.results.claims import MINUS
 from lrx.results.collect import MISSING, OUTCOMES, Cell, Line, Table
 from lrx.results.render import Text
 
+MARK = "SELECTED ON THE REPORTED SPLIT"
 _COST_SCALE = {
     "optimizer_state_bytes": (2.0**-20, 2),
     "peak_memory_bytes": (2.0**-20, 0),

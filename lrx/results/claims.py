@@ -2,37 +2,41 @@
 
 Runs of two methods with equal seeds share the backbone's initialisation and the data order, so they are compared in
 pairs: the mean difference over the seeds with its 95% Student t interval and, where predictions are stored, its 95%
-bootstrap interval over test items. A claim holds when both intervals agree with it wholly, fails when both disagree
-wholly, and is open otherwise. Each claim is judged by itself, at 95%.
+interval over seeds and test items together. A claim holds when both intervals agree with it wholly, fails when both
+disagree wholly, and is open otherwise. Each claim is judged by itself, at 95%.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lrx.results import compare, stats
 from lrx.results.collect import Cell, Line, Table
-from lrx.results.stats import interval
+from lrx.results.compare import EQUAL, SEEDS_ONLY, Effect
 from lrx.results.sweep import COSTS, Claim, Sweep
 
-__all__ = ["MINUS", "Judged", "Verdict", "interval", "judge", "signed", "summary"]
+__all__ = ["MINUS", "Judged", "Verdict", "by_origin", "judge", "signed", "summary"]
 
 Verdict = Literal["holds", "fails", "not enough evidence"]
 OPEN: Verdict = "not enough evidence"
 MINUS = "−"
+# Costs that are counted, not measured: equal ones are really equal.
+COUNTS = ("trainable_parameters", "adapter_parameters", "optimizer_state_bytes")
+MACHINE = ("cpu", "cpu_capability", "gpu", "threads")  # of a record's environment, what times and memory depend on
 
 
 @dataclass(frozen=True)
 class Judged:
     """A claim and what the runs say. ``mean``, ``low``, ``high``: difference or cost ratio with its interval.
 
-    ``items_low``, ``items_high``: interval of a difference over test items, where predictions are stored. ``needed``:
-    the number of seeds that would decide an open claim with 80% power, were the truth as seen so far; None if none
-    would. ``advice``: the same in words; empty for a decided claim. ``gap_needed``: seeds with 80% power to tell the
-    published difference from none, given the spread seen here.
+    ``both_low``, ``both_high``: interval of a difference over seeds and test items, where predictions are stored.
+    ``seeds_only``: whether a verdict on scores was reached without them. ``needed``: the number of seeds that would
+    decide an open claim with 80% power, were the truth as seen so far; None if none would. ``advice``: the same in
+    words; empty for a decided claim. ``because``: why it is open though there are intervals, or none. ``gap_needed``:
+    seeds with 80% power to tell the published difference from none, given the spread seen here.
     """
 
     claim: Claim
@@ -44,11 +48,19 @@ class Judged:
     mean: float | None = None
     low: float | None = None
     high: float | None = None
-    items_low: float | None = None
-    items_high: float | None = None
+    both_low: float | None = None
+    both_high: float | None = None
+    seeds_only: bool = False
     needed: int | None = None
     advice: str = ""
+    because: str = ""
     gap_needed: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The verdict with what weakens it: ``holds (seeds only)``, ``not enough evidence (equal in every seed)``."""
+        remark = SEEDS_ONLY if self.seeds_only and self.verdict != OPEN else self.because
+        return f"{self.verdict} ({remark})" if remark else self.verdict
 
 
 def judge(sweep: Sweep, table: Table) -> list[Judged]:
@@ -63,84 +75,151 @@ def summary(judged: Sequence[Judged]) -> str:
     return ", ".join(f"{count} {words[verdict][count != 1]}" for verdict, count in counts.items())
 
 
+def by_origin(judged: Sequence[Judged]) -> str:
+    """What papers claim and what are checks of our own, counted apart."""
+    papers, own = ([item for item in judged if item.claim.own == is_own] for is_own in (False, True))
+    parts = [f"{len(papers)} of papers: {summary(papers)}"] if papers else []
+    parts += [f"{len(own)} checks of our own: {summary(own)}"] if own else []
+    return "; ".join(parts)
+
+
 def _judge(sweep: Sweep, table: Table, claim: Claim) -> Judged:
-    judged = Judged(claim, _text(sweep, claim), OPEN, "", _published(sweep, claim), 0)
+    judged = Judged(claim, _text(sweep, table, claim), OPEN, "", _published(sweep, claim), 0)
     a, b = table.line(claim.a), table.line(claim.b)
     if claim.kind == "cost_ratio":
-        return _judge_ratio(judged, a, b)
+        return _judge_ratio(judged, table, a, b)
     column = sweep.column(claim.column)
     found = compare.effect(table, a, b, column) if a and b else None
     if found is None:
         cells = [table.cell(line, column) if line else Cell() for line in (a, b)]
-        return _too_few(judged, len(_in_pairs(*cells)))
-    digits, (low, high) = column.digits, found.seeds
-    over_seeds = _decide(claim, low, high, table.higher_is_better(column))
-    over_items = _decide(claim, *found.items, table.higher_is_better(column)) if found.items else over_seeds
-    statistic = f"difference {signed(found.mean, digits)}, 95% {_range(found.seeds, digits)} over seeds"
-    statistic += f", {_range(found.items, digits)} over test items" if found.items else ""
-    statistic += f", n = {found.n}" + (", equal in every seed" if found.spread == 0 else "")
-    gap = _gap(sweep, claim)
-    gap_needed = stats.seeds_needed(gap, found.spread) if gap is not None and column.factor == 100 else None
+        away = compare.left_out(table, a, b, column) if a and b else ()
+        return _too_few(judged, len(compare.common_seeds(cells[0].values, cells[1].values)), away)
+    gap = _gap(sweep, claim) if column.factor == 100 and table.own_metric(column) else None
+    gap_needed = stats.seeds_needed(gap, found.spread) if gap is not None else None
+    statistic = _statistic(found, column.digits)
     if gap is not None and gap_needed is not None and gap_needed > found.n:
         statistic += f"; to tell the published {signed(gap, 2)} from 0 takes {gap_needed:,} seeds"
     judged = replace(
         judged,
-        verdict=over_seeds if over_seeds == over_items else OPEN,
-        statistic=statistic,
+        statistic=statistic + _away(found.left_out),
         n=found.n,
         mean=found.mean,
-        low=low,
-        high=high,
-        items_low=found.items[0] if found.items else None,
-        items_high=found.items[1] if found.items else None,
+        low=found.seeds[0] if found.seeds else None,
+        high=found.seeds[1] if found.seeds else None,
+        both_low=found.both[0] if found.both else None,
+        both_high=found.both[1] if found.both else None,
+        seeds_only=found.seeds_only,
         gap_needed=gap_needed,
     )
-    distance = abs(claim.within - abs(found.mean)) if claim.kind == "close" else abs(found.mean)
-    return _with_advice(judged, distance, found.spread, over_seeds, over_items)
+    if found.seeds is None:
+        return replace(judged, because=EQUAL, advice="more seeds, for these show no spread")
+    higher = table.higher_is_better(column)
+    over_seeds = _decide(claim, found.seeds, higher)
+    over_both = _decide(claim, found.both, higher) if found.both else over_seeds
+    over_items = _decide(claim, found.over_items, higher) if found.over_items else over_seeds
+    verdict = over_seeds if over_seeds == over_both else OPEN
+    assert a is not None
+    assert b is not None
+    favoured = _favoured(claim, verdict, a, b)
+    if survivors := [line.row.label for line in favoured if compare.diverged(table, line, column)]:
+        because = f"{' and '.join(survivors)} diverged or gave NaN at some seeds, which the difference leaves out"
+        return replace(judged, because=because)
+    return _with_advice(replace(judged, verdict=verdict), claim, found, over_seeds, over_items)
 
 
-def _judge_ratio(judged: Judged, a: Line | None, b: Line | None) -> Judged:
+def _favoured(claim: Claim, verdict: Verdict, a: Line, b: Line) -> list[Line]:
+    """The rows that a verdict speaks for: what they lost at seeds where they diverged is not in the difference."""
+    if verdict == "holds":
+        return [a] if claim.kind == "better" else [a, b]
+    return [b] if verdict == "fails" and claim.kind == "better" else []
+
+
+def _statistic(found: Effect, digits: int) -> str:
+    text = f"difference {signed(found.mean, digits)}"
+    if found.seeds is None:
+        return f"{text}, {EQUAL}, n = {found.n}"
+    text += f", 95% {_range(found.seeds, digits)} over seeds"
+    text += f", {_range(found.both, digits)} over seeds and test items" if found.both else ""
+    return f"{text}, n = {found.n}"
+
+
+def _away(left_out: Sequence[str]) -> str:
+    return f"; left out: {', '.join(left_out)}" if left_out else ""
+
+
+def _judge_ratio(judged: Judged, table: Table, a: Line | None, b: Line | None) -> Judged:
     claim = judged.claim
+    away = compare.left_out(table, a, b, None) if a and b else ()
     costs = [line.cost(claim.cost).values if line else {} for line in (a, b)]
-    left, right = (Cell({seed: cost for seed, cost in values.items() if cost > 0}) for values in costs)
-    ratios = [math.log(left.values[seed] / right.values[seed]) for seed in _in_pairs(left, right)]
+    left, right = ({seed: cost for seed, cost in values.items() if cost > 0} for values in costs)
+    seeds = compare.common_seeds(left, right)
+    ratios = [math.log(left[seed] / right[seed]) for seed in seeds]
     if len(ratios) < 2:
-        return _too_few(judged, len(ratios))
-    mean, low, high = (math.exp(x) for x in interval(ratios))
+        return _too_few(judged, len(ratios), away)
+    assert a is not None
+    assert b is not None
+    other = _other_machines(claim, a, b, seeds) + _away(away)
+    found = stats.interval(ratios)
+    middle = math.fsum(ratios) / len(ratios)
+    if found is None and claim.cost not in COUNTS:
+        statistic = f"ratio {math.exp(middle):.3f}, {EQUAL}, n = {len(ratios)}{other}"
+        judged = replace(judged, statistic=statistic, n=len(ratios), mean=math.exp(middle), because=EQUAL)
+        return replace(judged, advice="more seeds, for these show no spread")
+    mean, low, high = (math.exp(x) for x in found or (middle, middle, middle))
     verdict = _inside(low, high, -math.inf, claim.at_most)
     statistic = f"ratio {mean:.3f}, 95% [{low:.3f}, {high:.3f}] over seeds, n = {len(ratios)}"
+    statistic = f"ratio {mean:.3f}, a count, {EQUAL}, n = {len(ratios)}" if found is None else statistic
+    statistic += other
     judged = replace(judged, verdict=verdict, statistic=statistic, n=len(ratios), mean=mean, low=low, high=high)
-    distance = abs(math.log(claim.at_most / mean))
-    return _with_advice(judged, distance, stats.deviation(ratios), verdict, verdict)
+    if verdict != OPEN:
+        return judged
+    return _with_seeds(judged, abs(math.log(claim.at_most / mean)), stats.deviation(ratios))
 
 
-def _with_advice(judged: Judged, distance: float, spread: float, over_seeds: Verdict, over_items: Verdict) -> Judged:
-    """An open claim with what would decide it. ``distance``: of the effect as seen from the claim's border."""
+def _other_machines(claim: Claim, a: Line, b: Line, seeds: Sequence[int]) -> str:
+    """A note when paired runs did not run on the same machine; counts do not depend on it."""
+    if claim.cost in COUNTS:
+        return ""
+    left, right = ({record.seed: record.environment for record in line.finished} for line in (a, b))
+    names = [name for name in MACHINE if any(_differ(left[seed], right[seed], name) for seed in seeds)]
+    return f"; the paired runs differ in {', '.join(names)}, so this compares machines too" if names else ""
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+    return a.get(name) != b.get(name)
+
+
+def _with_advice(judged: Judged, claim: Claim, found: Effect, over_seeds: Verdict, over_items: Verdict) -> Judged:
+    """An open claim with what would decide it. ``over_items``: the verdict for new items and these very seeds."""
     if judged.verdict != OPEN:
         return judged
     if over_seeds != OPEN:
-        return replace(judged, advice="more test items, not more seeds")
+        more = "more test items, not more seeds" if over_items == OPEN else "a few more seeds or test items"
+        return replace(judged, advice=more)
+    distance = abs(claim.within - abs(found.mean)) if claim.kind == "close" else abs(found.mean)
+    # A margin has two borders, of which the number takes the nearer one: where both count it takes somewhat more.
+    judged = _with_seeds(judged, distance, found.spread, "at least about" if claim.kind == "close" else "about")
+    straddles = not found.seeds_only and over_items == OPEN
+    return replace(judged, advice=judged.advice + " and more test items" * straddles)
+
+
+def _with_seeds(judged: Judged, distance: float, spread: float, about: str = "about") -> Judged:
+    """How many seeds would do. ``distance``: of the effect as seen from the claim's border."""
     needed = stats.seeds_needed(distance, spread)
     needed = None if needed is None else max(needed, judged.n + 1)
-    advice = f"about {needed:,} seeds" if needed else "no number of seeds, at a difference this close to the border"
-    if judged.items_low is not None and over_items == OPEN:
-        advice += " and more test items"
+    advice = f"{about} {needed:,} seeds" if needed else "no number of seeds, at a difference this close to the border"
     return replace(judged, needed=needed, advice=advice)
 
 
-def _too_few(judged: Judged, n: int) -> Judged:
-    return replace(judged, n=n, statistic=f"seeds in pairs: {n}, 2 needed", advice="at least 2 seeds in pairs")
+def _too_few(judged: Judged, n: int, left_out: Sequence[str] = ()) -> Judged:
+    statistic = f"seeds in pairs: {n}, 2 needed{_away(left_out)}"
+    return replace(judged, n=n, statistic=statistic, advice="at least 2 seeds in pairs")
 
 
-def _in_pairs(a: Cell, b: Cell) -> list[int]:
-    """The seeds at which both cells are finite."""
-    return sorted(s for s in a.values.keys() & b.values.keys() if math.isfinite(a.values[s] + b.values[s]))
-
-
-def _decide(claim: Claim, low: float, high: float, higher_is_better: bool | None) -> Verdict:
+def _decide(claim: Claim, bounds: tuple[float, float], higher_is_better: bool | None) -> Verdict:
     if claim.kind == "close":
-        return _inside(low, high, -claim.within, claim.within)
-    return _better(low, high, higher_is_better)
+        return _inside(*bounds, -claim.within, claim.within)
+    return _better(*bounds, higher_is_better)
 
 
 def _inside(low: float, high: float, least: float, most: float) -> Verdict:
@@ -164,11 +243,11 @@ def _better(low: float, high: float, higher_is_better: bool | None) -> Verdict:
     return "fails" if high <= 0 else OPEN
 
 
-def _text(sweep: Sweep, claim: Claim) -> str:
+def _text(sweep: Sweep, table: Table, claim: Claim) -> str:
     a, b = sweep.row(claim.a).label, sweep.row(claim.b).label
     if claim.kind == "cost_ratio":
         return f"{a} needs at most {claim.at_most:g} times the {COSTS[claim.cost].split(' (')[0]} of {b}"
-    column = sweep.column(claim.column).label
+    column = table.heading(sweep.column(claim.column))
     if claim.kind == "close":
         return f"{a} is within {claim.within:g} of {b} in {column}"
     return f"{a} is better than {b} in {column}"

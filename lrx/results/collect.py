@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrx.errors import UserError
-from lrx.results.protocol import METRIC_NAMES, Protocol, Reading, read
+from lrx.results import protocol as protocols
+from lrx.results.protocol import METRIC_NAMES, Protocol, Reading, average, read
 from lrx.results.record import Part, RunRecord
 from lrx.results.sweep import Column, JobLike, Row, lookup
 
@@ -124,7 +125,7 @@ class Table:
         if "items" not in self.cache:
             from lrx.results.items import Items
 
-            self.cache["items"] = Items(self.root, self.protocol)
+            self.cache["items"] = Items(self.root, self.protocol, self.records())
         return self.cache["items"]
 
     def line(self, key: str) -> Line | None:
@@ -154,39 +155,29 @@ class Table:
         """What the protocol reads of a record for a column that is no mean of others, without the column's factor."""
         return reading(record, column, self.protocol)
 
-    def resampled(self, record: RunRecord, column: Column, *, paired: bool) -> Any:
-        """The column's value in bootstrap samples of the test items, (R,), or None where that is not known.
-
-        ``paired``: by stored predictions, with the same samples for every run of the table; otherwise an accuracy
-        without predictions is resampled by itself.
-        """
-        if column.mean_of:
-            several = []
-            for item in column.mean_of:
-                keys = [item] if isinstance(item, str) else item
-                several.append(_average([self.resampled(record, self._column(key), paired=paired) for key in keys]))
-            return _average(several)
-        found = self.reading(record, column)
-        part = record.parts.get(column.part)
-        if found.value is None or part is None:
-            return None
-        resample = self.items.values if paired else self.items.error
-        values = resample(record, column.part, split_of(part, column), column.metric, found)
-        return None if values is None else values * column.factor
-
     def _item_error(self, line: Line, column: Column, cell: Cell) -> float | None:
         """Standard error over test items of a single run: root mean square over the seeds. None unless all have it."""
+        from lrx.results.resample import resampled
+
         errors = []
         for record in line.finished:
             if math.isfinite(cell.values.get(record.seed, math.nan)):
-                values = self.resampled(record, column, paired=False)
+                values = resampled(self, record, column, paired=False)
                 if values is None:
                     return None
                 errors.append(float(values[abs(values) < math.inf].var(ddof=1)))  # resamples without a value: none
         return math.sqrt(statistics.fmean(errors)) if errors else None
 
+    def own_metric(self, column: Column) -> bool:
+        """Whether what stands in a column, or in all that it is a mean of, is the metric that the column names."""
+        if column.mean_of:
+            return all(self.own_metric(self.column(name)) for name in names_of(column))
+        return self._shown_metrics(column) in ((), (column.metric,))
+
     def heading(self, column: Column) -> str:
         """The column's label, or what stands there when the protocol puts another metric in its place."""
+        if column.mean_of and not self.own_metric(column):
+            return f"{column.label} ({'both metrics' if self.protocol.metric == 'both' else self.protocol.metric})"
         shown = self._shown_metrics(column)
         if not shown or shown == (column.metric,):
             return column.label
@@ -214,8 +205,7 @@ class Table:
     def higher_is_better(self, column: Column) -> bool | None:
         """The direction that the records declare; None when averaged columns disagree."""
         if column.mean_of:
-            names = [name for item in column.mean_of for name in ([item] if isinstance(item, str) else item)]
-            directions = {self.higher_is_better(self._column(name)) for name in names}
+            directions = {self.higher_is_better(self.column(name)) for name in names_of(column)}
             return directions.pop() if len(directions) == 1 else None
         shown = self._shown_metrics(column)
         for part in self._parts(column.part):
@@ -224,11 +214,12 @@ class Table:
 
     @property
     def on_reported(self) -> bool:
-        """Whether some checkpoint was chosen on the split that is shown, by the protocol or already by the run."""
-        chosen = self.protocol.checkpoint in ("selected", "best") and any(
-            part.selects_on_reported for record in self.records() for part in record.parts.values()
-        )
-        return self.protocol.on_test or chosen
+        """Whether some number was chosen on the split that is shown, by the protocol or already by the run."""
+        return self.protocol.on_test or any(self.protocol.chooses_on_reported(record) for record in self.records())
+
+    def protocol_sentence(self) -> str:
+        """The protocol in words, with what the runs at hand selected by."""
+        return self.protocol.sentence(list(dict.fromkeys(map(protocols.kept, self.records()))))
 
     def seeds(self) -> list[int]:
         """The seeds of the grid."""
@@ -247,13 +238,14 @@ class Table:
         """All jobs of the grid."""
         return [slot.job for line in self.lines for slot in line.slots]
 
-    def _column(self, key: str) -> Column:
+    def column(self, key: str) -> Column:
+        """The column called ``key``."""
         return next(column for column in self.columns if column.key == key)
 
     def _component(self, line: Line, item: str | list[str]) -> Cell:
         if isinstance(item, str):
-            return self.cell(line, self._column(item))
-        return _mean([self.cell(line, self._column(key)) for key in item])
+            return self.cell(line, self.column(item))
+        return _mean([self.cell(line, self.column(key)) for key in item])
 
 
 def join(
@@ -297,8 +289,7 @@ def reading(record: RunRecord, column: Column, protocol: Protocol) -> Reading:
     split = split_of(part, column)
     if split not in part.reported:
         return Reading(None, reason=f"no reported split {split!r}" if split else "no reported split")
-    kept = lookup(record.config, "trainer.select") or "best"
-    found = read(part, split, column.metric, protocol, kept)
+    found = read(part, split, column.metric, protocol, protocols.kept(record))
     return found if found.value is not None or found.reason else Reading(None, reason=f"no {column.metric}")
 
 
@@ -320,13 +311,10 @@ def _newest(records: list[RunRecord]) -> dict[str, RunRecord]:
 def _mean(cells: list[Cell]) -> Cell:
     """Per seed, over cells; a seed that lacks one of them has no mean."""
     seeds = set.intersection(*(set(cell.values) for cell in cells))
-    values = {seed: math.fsum(cell.values[seed] for cell in cells) / len(cells) for seed in sorted(seeds)}
+    values = {seed: average([cell.values[seed] for cell in cells]) for seed in sorted(seeds)}
     return Cell(values, reason=next((cell.reason for cell in cells if cell.reason), ""))
 
 
-def _average(several: list[Any]) -> Any:
-    """The mean of resampled values; None if one is missing. Larger splits are resampled fewer times."""
-    if any(values is None for values in several):
-        return None
-    count = min(len(values) for values in several)
-    return sum(values[:count] for values in several) / len(several)
+def names_of(column: Column) -> list[str]:
+    """The columns that ``column`` is the mean of."""
+    return [name for item in column.mean_of for name in ([item] if isinstance(item, str) else item)]

@@ -1,8 +1,8 @@
 """Which methods of a column differ: every pair compared over seeds and test items, and the letters that say so.
 
-Two methods differ when they would differ for new seeds and for new test items: the p of a pair is the larger one of
-the paired t test over seeds and, where predictions are stored, of the paired bootstrap over test items (seeds
-averaged), adjusted by Holm's method over the pairs of the column.
+Two methods differ when they would differ for new seeds and new test items together: the p of a pair is the larger one
+of the paired t test over seeds and, where predictions are stored, of the test whose standard error has both sources in
+it, the seeds and the paired bootstrap over test items; adjusted by Holm's method over the pairs of the column.
 """
 
 from __future__ import annotations
@@ -13,25 +13,34 @@ from itertools import combinations
 from typing import Any
 
 from lrx.results import stats
-from lrx.results.collect import Line, Table
+from lrx.results.collect import OUTCOMES, Line, Table
+from lrx.results.resample import resampled
 from lrx.results.sweep import Column
+
+SEEDS_ONLY = "seeds only"  # said of a verdict for which no predictions were at hand: it is easier to reach
+EQUAL = "equal in every seed"
+_NORMAL = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Effect:
     """A difference of two rows (a − b) over the seeds that both have, with 95% intervals, in the column's unit.
 
-    ``items``: interval over test items, None where predictions are not stored. ``spread``: standard deviation of the
-    differences over seeds. ``differences``: by seed, in order.
+    ``differences``: by seed, in order; ``spread``: their standard deviation. ``seeds``: interval over seeds, None where
+    all differences are equal. ``item_error``: standard error over test items, None where predictions are not stored.
+    ``both``, ``p_both``: interval and p over seeds and test items together, None where one of the two is not known.
+    ``left_out``: the jobs that do not enter, in words: ``["LoRA diverged at seed 2"]``.
     """
 
     differences: list[float]
     mean: float
-    seeds: tuple[float, float]
+    seeds: tuple[float, float] | None
     spread: float
     p_seeds: float
-    items: tuple[float, float] | None = None
-    p_items: float | None = None
+    item_error: float | None = None
+    both: tuple[float, float] | None = None
+    p_both: float | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -39,7 +48,19 @@ class Effect:
 
     @property
     def p(self) -> float:
-        return self.p_seeds if self.p_items is None else max(self.p_seeds, self.p_items)
+        return self.p_seeds if self.p_both is None else max(self.p_seeds, self.p_both)
+
+    @property
+    def seeds_only(self) -> bool:
+        """Whether nothing is known about test items."""
+        return self.item_error is None
+
+    @property
+    def over_items(self) -> tuple[float, float] | None:
+        """The interval for other test items and these very seeds: what more seeds would not make narrower."""
+        if self.item_error is None:
+            return None
+        return self.mean - _NORMAL * self.item_error, self.mean + _NORMAL * self.item_error
 
 
 @dataclass(frozen=True)
@@ -60,19 +81,28 @@ class Pair:
     def differ(self) -> bool:
         return self.adjusted < stats.ALPHA
 
+    @property
+    def verdict(self) -> str:
+        """``differ``, ``differ (seeds only)`` without predictions, ``not resolved``."""
+        if self.differ:
+            return f"differ ({SEEDS_ONLY})" if self.effect.seeds_only else "differ"
+        return f"not resolved ({EQUAL})" if self.effect.seeds is None else "not resolved"
+
 
 @dataclass(frozen=True)
 class Comparison:
     """All pairs of a column with at least two seeds in common.
 
     ``letters``: by row; rows that share one are not told apart. ``best``: the row that is significantly better than
-    every other row with a value, or None. ``over_items``: how many of the pairs are compared over items too.
+    every other row with a value and never diverged, or None. ``over_items``: how many of the pairs are compared over
+    items too. ``unequal``: whether rows with a value have it at different seeds.
     """
 
     pairs: list[Pair]
     letters: dict[str, str]
     best: str | None
     over_items: int
+    unequal: bool = False
 
 
 def compare(table: Table, column: Column) -> Comparison:
@@ -86,17 +116,61 @@ def compare(table: Table, column: Column) -> Comparison:
 def effect(table: Table, a: Line, b: Line, column: Column) -> Effect | None:
     """The difference of two lines, or None with fewer than two seeds in common."""
     left, right = table.cell(a, column).values, table.cell(b, column).values
-    seeds = [seed for seed in sorted(left.keys() & right.keys()) if math.isfinite(left[seed] + right[seed])]
+    seeds = common_seeds(left, right)
     differences = [left[seed] - right[seed] for seed in seeds]
     if len(seeds) < 2:
         return None
-    mean, low, high = stats.interval(differences)
-    found = Effect(differences, mean, (low, high), stats.deviation(differences), stats.p_of_mean(differences))
+    known = stats.interval(differences)
+    spread, p = stats.deviation(differences), stats.p_of_mean(differences)
+    mean = math.fsum(differences) / len(differences)
+    over_seeds = known[1:] if known else None
+    found = Effect(differences, mean, over_seeds, spread, p, left_out=left_out(table, a, b, column))
     error = _item_error(table, a, b, column, seeds)
     if error is None:
         return found
-    half = 1.959963984540054 * error
-    return replace(found, items=(mean - half, mean + half), p_items=stats.p_normal(mean, error))
+    test = stats.combined(differences, error)
+    if test is None:
+        return replace(found, item_error=error)
+    return replace(found, item_error=error, both=test.interval, p_both=test.p)
+
+
+def common_seeds(a: dict[int, float], b: dict[int, float]) -> list[int]:
+    """The seeds at which both have a finite value."""
+    return sorted(s for s in a.keys() & b.keys() if math.isfinite(a[s]) and math.isfinite(b[s]))
+
+
+def left_out(table: Table, a: Line, b: Line, column: Column | None) -> tuple[str, ...]:
+    """Why seeds of the grid do not enter a comparison: ``("LoRA diverged at seeds 2, 3", ...)``.
+
+    Without ``column`` only jobs that did not finish are named, as they are missing from costs.
+    """
+    found: dict[str, list[int]] = {}
+    for line in (a, b):
+        for seed, word in absent(table, line, column).items():
+            found.setdefault(f"{line.row.label} {word}", []).append(seed)
+    return tuple(f"{what} at seed{'s' * (len(at) > 1)} {', '.join(map(str, at))}" for what, at in found.items())
+
+
+def diverged(table: Table, line: Line, column: Column) -> bool:
+    """Whether some seed of the line diverged or has a value that is not finite: its mean is that of survivors."""
+    return bool({"diverged", "NaN"} & set(absent(table, line, column).values()))
+
+
+def absent(table: Table, line: Line, column: Column | None) -> dict[int, str]:
+    """Seed -> why it has no finite value in ``column``: ``diverged``, ``missing``, ``NaN``, ``without a value``, ..."""
+    values = table.cell(line, column).values if column else None
+    found = {}
+    for slot in line.slots:
+        seed = slot.job.seed
+        if slot.status != "finished":
+            found[seed] = OUTCOMES[slot.status]
+        elif values is None:
+            continue
+        elif seed not in values:
+            found[seed] = "without a value"
+        elif not math.isfinite(values[seed]):
+            found[seed] = "NaN"
+    return found
 
 
 def _compare(table: Table, column: Column) -> Comparison:
@@ -114,10 +188,12 @@ def _compare(table: Table, column: Column) -> Comparison:
     letters = stats.letters(compared, [(pair.a, pair.b) for pair in pairs if pair.differ]) if compared else {}
     best = None
     if higher is not None and len(lines) > 1:
-        first = lines[0].row.key
-        beaten = {pair.b for pair in pairs if pair.a == first and pair.differ}
-        best = first if len(beaten) == len(lines) - 1 else None
-    return Comparison(pairs, letters, best, sum(pair.effect.items is not None for pair in pairs))
+        # Means are over each row's own seeds and pairs over common ones: the highest mean need not win its pairs.
+        winners = [pair.a if sign * pair.effect.mean > 0 else pair.b for pair in pairs if pair.differ]
+        steady = [line.row.key for line in lines if not diverged(table, line, column)]
+        best = next((key for key in steady if winners.count(key) == len(lines) - 1), None)
+    sets = {tuple(seed for seed, v in sorted(table.cell(x, column).values.items()) if math.isfinite(v)) for x in lines}
+    return Comparison(pairs, letters, best, sum(not pair.effect.seeds_only for pair in pairs), len(sets) > 1)
 
 
 def _item_error(table: Table, a: Line, b: Line, column: Column, seeds: list[int]) -> float | None:
@@ -135,6 +211,6 @@ def _resampled(table: Table, line: Line, column: Column, seeds: list[int]) -> An
     key = ("resampled", line.row.key, column.key, *seeds)
     if key not in table.cache:
         records = {record.seed: record for record in line.finished}
-        several = [table.resampled(records[seed], column, paired=True) for seed in seeds]
+        several = [resampled(table, records[seed], column, paired=True) for seed in seeds]
         table.cache[key] = None if any(values is None for values in several) else sum(several) / len(several)
     return table.cache[key]

@@ -7,9 +7,10 @@ its recorded score, which tells a file of another run, or another metric, before
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,31 +29,40 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Sample:
-    """A split to be resampled. ``weights`` (n, R): how often each item is drawn, multinomial, the same for all runs."""
+    """A split to be resampled. ``weights`` (n, R): how often each item is drawn, the same for all runs."""
 
     references: NDArray[np.float64]
     weights: Floats
     ranks: dict[str, Floats] = field(default_factory=dict)  # of the references in each resample, when first needed
 
+    @functools.cached_property
+    def total(self) -> NDArray[np.float64]:
+        """How many items each resample has (R,): not n where whole documents are drawn."""
+        return self.weights.sum(axis=0, dtype=np.float64)
+
 
 class Items:
     """Bootstrap values of a table's scores. Files are read when first asked for, and once.
 
-    ``root``: the folder (``paths.root``) that the paths of predictions start from; None if there is none.
+    ``root``: the folder (``paths.root``) that the paths of predictions start from; None if there is none. ``records``:
+    the runs that are compared; the test items of a split are those of most of them.
     ``reasons``: why predictions could not be used -> the files or runs concerned.
     """
 
-    def __init__(self, root: Path | None, protocol: Protocol) -> None:
-        self.root, self.protocol = root, protocol
+    def __init__(self, root: Path | None, protocol: Protocol, records: Sequence[RunRecord] = ()) -> None:
+        self.root, self.protocol, self.records = root, protocol, records
         self.reasons: dict[str, list[str]] = {}
+        self._tables: dict[str, NDArray[np.float64] | None] = {}
         self._samples: dict[tuple[str, str], _Sample] = {}
         self._files: dict[tuple[str, str, str], NDArray[np.float64] | None] = {}
         self._values: dict[tuple[str, str, str, str], NDArray[np.float64] | None] = {}
 
     def values(
-        self, record: RunRecord, part: str, split: str, metric: str, reading: Reading
+        self, record: RunRecord, part: str, split: str, metric: str, reading: Reading, *, note: bool = True
     ) -> NDArray[np.float64] | None:
-        """Bootstrap values (R,) of ``reading``, or None with a reason noted."""
+        """Bootstrap values (R,) of ``reading``, or None with a reason noted, unless ``note`` is false."""
+        if not note and _stored(record.parts[part], split, reading.step) is None:
+            return None
         names = self.protocol.metric_of(record.parts[part].metrics.get(split, {}), metric)
         found = [self._metric(record, part, split, name, reading) for name in names]
         several = [values for values in found if values is not None]
@@ -66,16 +76,16 @@ class Items:
             return None
         return mean[1:]
 
-    def error(
+    def binomial(
         self, record: RunRecord, part: str, split: str, metric: str, reading: Reading
     ) -> NDArray[np.float64] | None:
-        """Like ``values``; an accuracy needs no predictions, for its resampled values are binomial."""
+        """Like ``values`` for an accuracy, whose resampled values are binomial without predictions; None for others."""
         names = self.protocol.metric_of(record.parts[part].metrics.get(split, {}), metric)
         n = record.parts[part].sizes.get(split, 0)
         if names == ("accuracy",) and n and reading.step is not None and _is_share(reading.value):
             seed = zlib.crc32(f"{record.run_id} {part} {split}".encode())
             return np.random.default_rng(seed).binomial(n, reading.value or 0.0, RESAMPLES) / n
-        return self.values(record, part, split, metric, reading)
+        return None
 
     def _metric(
         self, record: RunRecord, part: str, split: str, metric: str, reading: Reading
@@ -106,7 +116,7 @@ class Items:
         key = (path, part, split)
         if key not in self._files:
             self._files[key] = None
-            table = _parse(self.root, path) if self.root is not None else None
+            table = self._table(path)
             if table is None:
                 self._because("missing or unreadable prediction files", path)
             elif self._same_items(table[:, 2], part, split):
@@ -115,11 +125,37 @@ class Items:
                 self._because("predictions of other test items than the other runs'", path)
         return self._files[key]
 
-    def _same_items(self, references: NDArray[np.float64], part: str, split: str) -> bool:
+    def _same_items(self, own: NDArray[np.float64], part: str, split: str) -> bool:
         sample = self._samples.get((part, split))
         if sample is None:
-            sample = self._samples[part, split] = _Sample(references, draw(len(references), f"{part} {split}"))
-        return np.array_equal(sample.references, references)
+            references, groups = self._majority(part, split, np.ascontiguousarray(own))
+            weights = draw(len(references), f"{part} {split}", groups)
+            sample = self._samples[part, split] = _Sample(references, weights)
+        return np.array_equal(sample.references, own)
+
+    def _majority(
+        self, part: str, split: str, first: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """The references that most runs have, of equally many the first's: one foreign file must not rule them all.
+
+        With them their groups, if a file of these items has some; files of earlier versions have none.
+        """
+        votes: dict[bytes, list[NDArray[np.float64]]] = {first.tobytes(): []}
+        for record in self.records:
+            found = record.parts.get(part)
+            path = (found.predictions.get(split) or found.last_predictions.get(split)) if found else None
+            table = self._table(path) if path else None
+            if table is not None:
+                votes.setdefault(np.ascontiguousarray(table[:, 2]).tobytes(), []).append(table)
+        most = max(votes.values(), key=len)
+        grouped = next((table for table in most if table.shape[1] == 4), None)
+        return (most[0][:, 2] if most else first), (None if grouped is None else grouped[:, 3])
+
+    def _table(self, path: str) -> NDArray[np.float64] | None:
+        """The file's table, read once."""
+        if path not in self._tables:
+            self._tables[path] = _parse(self.root, path) if self.root is not None else None
+        return self._tables[path]
 
     def _because(self, reason: str, what: str) -> None:
         found = self.reasons.setdefault(reason, [])
@@ -127,11 +163,15 @@ class Items:
             found.append(what)
 
 
-def draw(n: int, name: str) -> Floats:
+def draw(n: int, name: str, groups: NDArray[np.float64] | None = None) -> Floats:
     """Weights (n, 1 + R): a column of ones, the split itself, then R bootstrap samples of n items.
 
-    They depend on n and ``name`` alone.
+    ``groups`` (n,): the document of each item; documents are then drawn, as many as there are, with all their items.
+    The weights depend on n, ``name`` and ``groups`` alone.
     """
+    if groups is not None:
+        _, place = np.unique(groups, return_inverse=True)
+        return draw(int(place.max()) + 1, name)[place]
     resamples = max(100, min(RESAMPLES, MOST_DRAWS // n))
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     chosen = generator.integers(n, size=(resamples, n), dtype=np.int32)
@@ -143,7 +183,9 @@ def draw(n: int, name: str) -> Floats:
 
 
 def _parse(root: Path, name: str) -> NDArray[np.float64] | None:
-    """The table (n, 3) of index, prediction, reference; None if the file is missing, no such table, or not below root.
+    """The table (n, 3 or 4) of index, prediction, reference, and the item's group if it has that.
+
+    None if the file is missing, no such table, or not below root.
 
     A record may come from elsewhere: it must not make us read a device or wander off.
     """
@@ -156,9 +198,10 @@ def _parse(root: Path, name: str) -> NDArray[np.float64] | None:
         table = np.array(body.replace("\n", ",").rstrip(",").split(","), dtype=np.float64)
     except (OSError, ValueError):
         return None
-    if head != "index,prediction,reference" or len(table) == 0 or len(table) % 3:
+    width = {"index,prediction,reference": 3, "index,prediction,reference,group": 4}.get(head)
+    if width is None or len(table) == 0 or len(table) % width:
         return None
-    return table.reshape(-1, 3)
+    return table.reshape(-1, width)
 
 
 def _stored(part: Part, split: str, step: int | None) -> str | None:
@@ -176,7 +219,7 @@ def _is_share(value: float | None) -> bool:
 
 def _accuracy(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
     right = (predictions == sample.references).astype(np.float32)
-    return (right @ sample.weights) / np.float32(len(right))
+    return (right @ sample.weights) / sample.total.astype(np.float32)
 
 
 def _f1(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
@@ -190,7 +233,7 @@ def _matthews(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
     predicted = (predictions == kinds[:, None]).astype(np.float32) @ sample.weights  # (kinds, R)
     actual = (sample.references == kinds[:, None]).astype(np.float32) @ sample.weights
     right = (predictions == sample.references).astype(np.float32) @ sample.weights
-    predicted, actual, n = predicted.astype(np.float64), actual.astype(np.float64), float(len(predictions))
+    predicted, actual, n = predicted.astype(np.float64), actual.astype(np.float64), sample.total
     above = right * n - (predicted * actual).sum(0)
     below = (n * n - (predicted**2).sum(0)) * (n * n - (actual**2).sum(0))
     return np.where(below > 0, above / np.sqrt(np.maximum(below, 1)), 0)
@@ -199,7 +242,7 @@ def _matthews(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
 def _pearson(predictions: NDArray[np.float64], sample: _Sample) -> Floats:
     x, y = _centred(predictions), _centred(sample.references)
     moments = np.stack([x, y, x * x, y * y, x * y]).astype(np.float32) @ sample.weights
-    return _correlation(*(moments.astype(np.float64) / len(x)))
+    return _correlation(*(moments.astype(np.float64) / sample.total))
 
 
 def _spearman(predictions: NDArray[np.float64], sample: _Sample) -> Any:
@@ -214,7 +257,7 @@ def _spearman(predictions: NDArray[np.float64], sample: _Sample) -> Any:
 
 
 def _ranks(values: NDArray[np.float64], weights: Floats) -> Any:
-    """Average ranks (n, R) of the items within each weighted sample, less their mean (n + 1) / 2."""
+    """Average ranks (n, R) of the items within each weighted sample, less their mean."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -224,7 +267,7 @@ def _ranks(values: NDArray[np.float64], weights: Floats) -> Any:
         last[index] += last[index - 1]
     drawn *= 0.5
     last -= drawn
-    last -= len(values) / 2
+    last -= weights.sum(axis=0) / 2
     group = np.empty(len(values), dtype=np.int64)
     group[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(values)]))
     return last[group]

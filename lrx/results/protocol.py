@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lrx.errors import UserError, did_you_mean
-from lrx.results.record import Part
+from lrx.results.record import Part, RunRecord
 
 PREFIX = "protocol."
 METRIC_NAMES = {
@@ -77,10 +76,20 @@ class Protocol(BaseModel):
         """Whether the checkpoint is chosen by the numbers that are reported."""
         return self.checkpoint == "best_on_test"
 
-    def sentence(self) -> str:
-        """The protocol in words, for a caption."""
+    def chooses_on_reported(self, record: RunRecord) -> bool:
+        """Whether a run's numbers are chosen by the split that is reported: its checkpoint, or when it stopped."""
+        if not any(part.selects_on_reported for part in record.parts.values()):
+            return False
+        if _lookup(record.config, "trainer", "patience") is not None:
+            return True
+        return self.checkpoint == "best" or (self.checkpoint == "selected" and kept(record) == "best")
+
+    def sentence(self, kept: Sequence[str] = ()) -> str:
+        """The protocol in words, for a caption. ``kept``: the values of ``trainer.select`` of the runs."""
+        words = {"best": "best on the selection split", "last": "the last step"}
+        by = " or ".join(f"trainer.select={name}: {words.get(name, name)}" for name in kept)
         checkpoint = {
-            "selected": "the checkpoint that each run kept",
+            "selected": "the checkpoint that each run kept" + (f" ({by})" if by else ""),
             "last": "the last step",
             "best": "the evaluation that is best on the selection split",
             "mean_last_k": f"mean over the last {self.k} evaluations" if self.k > 1 else "the last evaluation",
@@ -114,9 +123,24 @@ class Protocol(BaseModel):
         def picked(metrics: Mapping[str, float]) -> float | None:
             names = self.metric_of(metrics, column_metric)
             found = [metrics[name] for name in names if name in metrics]
-            return fmean(found) if len(found) == len(names) else None
+            return average(found) if len(found) == len(names) else None
 
         return picked
+
+
+def average(values: Sequence[float]) -> float:
+    """The arithmetic mean; NaN for infinities of both signs, where the library's raises."""
+    return sum(values) / len(values)
+
+
+def kept(record: RunRecord) -> str:
+    """The run's ``trainer.select``, what the checkpoint that it kept was selected by."""
+    return str(_lookup(record.config, "trainer", "select") or "best")
+
+
+def _lookup(config: Mapping[str, Any], section: str, key: str) -> Any:
+    values = config.get(section)
+    return values.get(key) if isinstance(values, Mapping) else None
 
 
 @dataclass(frozen=True)
@@ -180,7 +204,7 @@ def _mean_of_last(part: Part, split: str, pick: Pick, k: int) -> Reading:
     numbers = [value for value in found if value is not None]
     if len(numbers) < k:
         return Reading(None, reason=f"{split} was not scored at each of the last {k} evaluations")
-    return Reading(fmean(numbers), part.steps if k == 1 else None)
+    return Reading(average(numbers), part.steps if k == 1 else None)
 
 
 def take(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -16,11 +17,14 @@ POWER = 0.80
 MOST_SEEDS = 100_000
 
 
-def interval(sample: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Mean and Student t interval of at least two numbers. Equal numbers have an interval of no width."""
+def interval(sample: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float] | None:
+    """Mean and Student t interval of at least two numbers; None when all are equal.
+
+    Scores are shares of a number of items, so equal ones happen by chance: they do not say that there is no spread.
+    """
     mean, spread = statistics.fmean(sample), deviation(sample)
     if spread == 0:
-        return mean, mean, mean
+        return None
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(sample) - 1, 0.5 + confidence / 2)) * spread / math.sqrt(len(sample))
@@ -30,21 +34,42 @@ def interval(sample: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
 def p_of_mean(sample: Sequence[float]) -> float:
     """p of the one-sample t test against 0, which on paired differences is the paired t test. At least two numbers.
 
-    Differences that are all equal give 1 if they are 0, and else 0.
+    Differences that are all equal give 1, whatever they are: see ``interval``.
     """
     mean, spread = statistics.fmean(sample), deviation(sample)
     if spread == 0:
-        return 0.0 if abs(mean) > 1e-12 else 1.0
+        return 1.0
     from scipy.special import stdtr
 
     return 2 * float(stdtr(len(sample) - 1, -abs(mean) * math.sqrt(len(sample)) / spread))
 
 
-def p_normal(effect: float, error: float) -> float:
-    """p of an effect whose standard error is known: normal approximation."""
-    if error == 0:
-        return 0.0 if abs(effect) > 1e-12 else 1.0
-    return math.erfc(abs(effect) / error / math.sqrt(2))
+@dataclass(frozen=True)
+class Combined:
+    """A mean over seeds and items, both taken as samples: its standard error, degrees of freedom and test against 0."""
+
+    error: float
+    df: float
+    interval: tuple[float, float]
+    p: float
+
+
+def combined(sample: Sequence[float], item_error: float, confidence: float = CONFIDENCE) -> Combined | None:
+    """The mean of ``sample`` (one number per seed) when the items may be others too; None for equal numbers.
+
+    ``item_error``: standard error over items of that mean. The two variances add up; the degrees of freedom are
+    Satterthwaite's (1946), where the variance over seeds has n - 1 and that over items, of hundreds, none to lose.
+    """
+    mean, n = statistics.fmean(sample), len(sample)
+    over_seeds = deviation(sample) ** 2 / n
+    if over_seeds == 0:
+        return None
+    from scipy.special import stdtr, stdtrit
+
+    error = math.sqrt(over_seeds + item_error**2)
+    df = (n - 1) * (error**2 / over_seeds) ** 2
+    half = float(stdtrit(df, 0.5 + confidence / 2)) * error
+    return Combined(error, df, (mean - half, mean + half), 2 * float(stdtr(df, -abs(mean) / error)))
 
 
 def deviation(sample: Sequence[float]) -> float:
@@ -80,12 +105,10 @@ def power(effect: float, spread: float, n: int, alpha: float = ALPHA) -> float:
 def seeds_needed(effect: float, spread: float, alpha: float = ALPHA) -> int | None:
     """The least number of pairs with 80% power to tell ``effect`` from 0, or None: for no effect there is none.
 
-    None too beyond 100,000, which nobody runs.
+    None too beyond 100,000, which nobody runs, and where no spread has been seen, from which nothing follows.
     """
-    if effect == 0 or not (math.isfinite(effect) and math.isfinite(spread)):
+    if effect == 0 or spread == 0 or not (math.isfinite(effect) and math.isfinite(spread)):
         return None
-    if spread == 0:
-        return 2
     ratio = abs(effect) / spread
     from scipy.special import ndtri
 

@@ -173,13 +173,14 @@ class Claim(_Node):
     """A statement about two rows, from the paper or a check of our own (``origin`` says which).
 
     ``better``: ``a`` scores better than ``b`` in ``column``. ``close``: they differ by at most ``within``.
-    ``cost_ratio``: ``a``'s ``cost`` is at most ``at_most`` times ``b``'s.
+    ``cost_ratio``: ``a``'s ``cost`` is at most ``at_most`` times ``b``'s. ``own``: a check of our own, counted apart.
     """
 
     kind: Literal["better", "close", "cost_ratio"]
     a: str
     b: str
     origin: str
+    own: bool = False
     column: str = ""
     within: float = Field(0.0, ge=0)
     cost: str = ""

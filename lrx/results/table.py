@@ -29,7 +29,8 @@ def document(data: Gathered) -> Document:
             page.append(blocks.scores_block(sweep, ours, published))
     if sweep.claims:
         page.append(blocks.claims_block(sweep, table))
-    mark = f" ({blocks.MARK})" if table.on_reported else ""
+    marked = any(each.on_reported for each in (table, *data.at_published_scale.values()))
+    mark = f" ({blocks.MARK})" if marked else ""
     title = f"{sweep.title} (scale {scale_of(table)}){mark}"
     return Document(sweep.name, title, [f"Paper: {sweep.paper}."], [block for block in page if block])
 

@@ -17,7 +17,7 @@ from lrx.results.sweep import Published
 _COUNTS = ("finished", *OUTCOMES)
 FIELDS = (
     "kind", "scale", "source", "protocol", "selected_on_reported", "method", "label", "against", "column", "heading",
-    "mean", "std", "std_over", "n", "not_finite", "low", "high", "items_low", "items_high", "p", "p_holm", "letters",
+    "mean", "std", "std_over", "n", "not_finite", "low", "high", "both_low", "both_high", "p", "p_holm", "letters",
     "best", "seeds_needed", "verdict", "published", "difference", *_COUNTS,
 )  # fmt: skip
 
@@ -53,8 +53,8 @@ def _ours(data: Gathered, table: Table, published: Published | None) -> list[dic
         who |= {status: line.outcomes().get(status, 0) for status in OUTCOMES}
         for column in table.columns:
             cell, found = table.cell(line, column), compare(table, column)
-            _, low, high = stats.interval(cell.finite) if cell.n > 1 else (None, None, None)
-            theirs = published.value(line.row.key, column.key) if published else None
+            _, low, high = (stats.interval(cell.finite) if cell.n > 1 else None) or (None, None, None)
+            theirs = published.value(line.row.key, column.key) if published and table.own_metric(column) else None
             difference = None if theirs is None or cell.mean is None else cell.mean - theirs
             rows.append({
                 "kind": "ours", **common, **who, "column": column.key, "heading": table.heading(column),
@@ -76,12 +76,13 @@ def _pairs(table: Table, common: dict[str, Any]) -> list[dict[str, Any]]:
     for column in table.columns:
         for pair in compare(table, column).pairs:
             found = pair.effect
-            items = dict(zip(("items_low", "items_high"), found.items or (None, None), strict=True))
+            low, high = found.seeds or (None, None)
+            both = dict(zip(("both_low", "both_high"), found.both or (None, None), strict=True))
             rows.append({
                 "kind": "pair", **common, "method": pair.a, "label": labels[pair.a], "against": pair.b,
                 "column": column.key, "heading": table.heading(column), "mean": found.mean, "std": found.spread,
-                "std_over": "seeds", "n": found.n, "low": found.seeds[0], "high": found.seeds[1], **items,
-                "p": found.p, "p_holm": pair.adjusted, "verdict": "differ" if pair.differ else "not resolved",
+                "std_over": "seeds", "n": found.n, "low": low, "high": high, **both,
+                "p": found.p, "p_holm": pair.adjusted, "verdict": pair.verdict,
                 "seeds_needed": pair.needed,
             })  # fmt: skip
     return rows
@@ -107,8 +108,8 @@ def _claims(data: Gathered) -> list[dict[str, Any]]:
             "kind": "claim", "scale": scale_of(data.table), "source": claim.origin,
             "protocol": data.table.protocol.code(), "selected_on_reported": data.table.on_reported,
             "method": claim.a, "label": judged.text, "against": claim.b, "column": claim.column or claim.cost,
-            "mean": judged.mean, "n": judged.n, "low": judged.low, "high": judged.high, "items_low": judged.items_low,
-            "items_high": judged.items_high, "verdict": judged.verdict, "seeds_needed": judged.needed,
+            "mean": judged.mean, "n": judged.n, "low": judged.low, "high": judged.high, "both_low": judged.both_low,
+            "both_high": judged.both_high, "verdict": judged.words, "seeds_needed": judged.needed,
             "published": judged.published,
         })  # fmt: skip
     return rows

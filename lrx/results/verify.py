@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrx.errors import UserError, did_you_mean
 from lrx.results import claims
-from lrx.results.blocks import claims_block
+from lrx.results.blocks import MARK, claims_block
 from lrx.results.cells import scale_of
 from lrx.results.claims import Judged
 from lrx.results.gather import JobsOf, gather
@@ -53,6 +53,7 @@ def verify(
     found: list[Judged] = []
     blocks: list[Block] = []
     broken: dict[str, str] = {}
+    marked = False
     for name in dict.fromkeys(names or known):
         try:
             data = gather(
@@ -72,14 +73,20 @@ def verify(
             continue
         judged = claims.judge(data.sweep, data.table)
         found += judged
-        title = f"{data.sweep.title} ({name}), scale {scale_of(data.table)}"
+        marked |= data.table.on_reported
+        mark = f" ({MARK})" if data.table.on_reported else ""
+        title = f"{data.sweep.title} ({name}), scale {scale_of(data.table)}{mark}"
         if not judged:
             blocks.append(Block(name, title, "This sweep makes no claims.", [], []))
             continue
         block = claims_block(data.sweep, data.table, judged)
         blocks.append(Block(name, title, block.caption, block.header, block.rows, block.notes, block.widths))
+    mark = f" (of some sweeps {MARK})" if marked else ""
     intro = [
-        f"{len(found)} claims of {len(blocks)} sweeps: {claims.summary(found)}.",
+        f"{len(found)} claims of {len(blocks)} sweeps: {claims.summary(found)}{mark}.",
+        *([f"Counted apart: {claims.by_origin(found)}."] if found else []),
+        "Each claim is judged by itself, at 95%; claims are not adjusted for each other, so that of many some hold or "
+        "fail by chance.",
         "What each word and number means: docs/statistics.md.",
     ]
-    return Verified(Document("claims", "Claims", intro, blocks), found, problems, broken)
+    return Verified(Document("claims", f"Claims{mark}", intro, blocks), found, problems, broken)

@@ -65,6 +65,10 @@ class Task(pl.LightningDataModule):
         """The official metrics over a whole split, in float64."""
         raise NotImplementedError
 
+    def groups(self, split: str) -> list[int] | None:
+        """For each example of a split the number of the document that it is from; None where each is its own."""
+        return None
+
     def write_submission(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> list[str]:
         """Write predictions of the ``unlabelled`` splits in the leaderboard's format; the names of the files."""
         return []

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lrx import warm
-from lrx.data import glue
+from lrx.data import embedded, glue
 from lrx.data.glue_spec import Spec
 from lrx.data.loader import Batches, EpochBatches, Positions, ResumableLoader, evaluation_loader
 from lrx.data.splits import Split, hold_out, limit
@@ -214,6 +214,10 @@ class GlueTask(Task):
     def score(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         """The official metrics of the sub-task over a whole split."""
         return compute(self.metrics, predictions, references)
+
+    def groups(self, split: str) -> list[int] | None:
+        """Sentences of one document of the embedded corpus belong together; GLUE's files name no documents."""
+        return embedded.documents(self.split(split).ids) if self.options["source"] == "embedded" else None
 
     def write_submission(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> list[str]:
         """Write ``predictions[test split]`` as the leaderboard wants them; the names of the files written."""

@@ -180,11 +180,10 @@ def _crown(
         if best is None:
             console.print(f"{target.facts.row}: no trial finished; nothing is written", style="red")
             continue
-        edges = winners.at_edge(best, trials, target.space)
         path, shipped = home / target.file, paths.conf_dir() / "tuned" / target.file
         old = path if path.exists() else shipped
-        content = winners.text(old, target.facts, trials, best, edges, request.command)
-        for line in edges:
+        content = winners.text(old, target.facts, target.space, trials, best, request.command)
+        for line in winners.at_edge(best, trials, target.space):
             console.print(f"warning: {target.facts.row}: {line}", style="yellow")
         if dry_run:
             console.print(f"{path} (not written):\n{content}", markup=False)

@@ -43,6 +43,13 @@ def next_point(space: Space, tried: Sequence[tuple[Point, float | None]], presen
     return _spread(space, points)
 
 
+def started_from(space: Space, first: Point) -> str:
+    """The first trial in words: its values, and whether the configuration before had them or the space's middle is."""
+    values = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in first.items())
+    source = "the middle of the space" if first == _spread(space, []) else "the configuration before"
+    return f"{', '.join(values)} ({source})"
+
+
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space in Optuna's terms. Choices are JSON texts: its storage takes no lists."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -43,14 +43,27 @@ def caption(records: Iterable[RunRecord]) -> str:
     """
     rounds: dict[str, dict[str, None]] = {}
     plain: dict[str, None] = {}
+    started: dict[str, str] = {}
+    sizes, seeds = {0}, {0}
     for record in records:
-        if in_force(record.config):
-            rounds.setdefault(_round(record.config["tuned"]), {})[record.method] = None
-        else:
+        if not in_force(record.config):
             plain[record.method] = None
+            continue
+        tuned = record.config["tuned"]
+        rounds.setdefault(_round(tuned), {})[record.method] = None
+        started[record.method] = tuned.get("started_from") or ""
+        sizes |= {part.sizes.get("select", 0) for part in record.parts.values()}
+        seeds.add(len(tuned["seed"]) if isinstance(tuned["seed"], list) else 1)
     if not rounds:
         return ""
     sentences = [f"{text}: {', '.join(methods)}." for text, methods in rounds.items()]
+    shown = ", ".join(f"{method} {text}" for method, text in started.items() if text)
+    first = "The first trial was of the value before the round, where that lay in the space"
+    first += f": {shown}" if shown else ""
+    items = f"{max(sizes):,} selection items or fewer" if max(sizes) else "the selection items"
+    sentences.append(
+        f"{first}. Trials score the last step; {_seeds(max(seeds))} and {items} do not tell neighbouring values apart."
+    )
     if plain:
         sentences.append(f"Not tuned by trials of equal number: {', '.join(plain)}.")
     return " ".join(sentences)
@@ -64,6 +77,10 @@ def _round(tuned: Mapping[str, Any]) -> str:
         f"{keys} tuned with {trials} for each method ({tuned['command']}; seed {', '.join(map(str, seeds))}; "
         f"{tuned['metric']}; {tuned['model']}, {tuned['source']} data)"
     )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from lrx.files import read_text, write_atomic
 from lrx.results.sweep import load_yaml
 from lrx.tuning.journal import Facts, Trial
 from lrx.tuning.judge import metric_text
+from lrx.tuning.proposal import started_from
 from lrx.tuning.space import Space
 
 _PACKAGE = "# @package _global_"
@@ -44,7 +45,14 @@ def at_edge(best: Trial, trials: Sequence[Trial], space: Space) -> list[str]:
     return lines
 
 
-def text(old: Path | None, facts: Facts, trials: Sequence[Trial], best: Trial, edges: list[str], command: str) -> str:
+def text(
+    old: Path | None,
+    facts: Facts,
+    space: Space,
+    trials: Sequence[Trial],
+    best: Trial,
+    command: str,
+) -> str:
     """The tuned file: what ``old`` holds with the winner's values put in, their provenance, and every trial's score.
 
     ``command``: what found them. Raises ``UserError`` when ``old`` cannot be read.
@@ -67,12 +75,13 @@ def text(old: Path | None, facts: Facts, trials: Sequence[Trial], best: Trial, e
         "metric": metric_text(best),
         "score": round(float(best.score or 0.0), 6),
         "command": command,
+        "started_from": started_from(space, trials[0].point),
     }
     content.pop("tuned", None)
     ours = [
         f"{command}: score of each trial ({metric_text(best)}; seed {', '.join(map(str, facts.seeds))})",
         *(f"{_shown(trial.point)}: {outcome_text(trial)}" for trial in sorted(trials, key=lambda t: _order(t.point))),
-        *edges,
+        *at_edge(best, trials, space),
     ]
     lines = [_PACKAGE, *comments, *(_OURS + line for line in ours)]
     lines += [_flow({key: value}) for key, value in content.items()]

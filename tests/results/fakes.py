@@ -91,8 +91,8 @@ def record_of(job: FakeJob, status: Status = "finished", message: str = "", shif
         cost={
             "trainable_parameters": _PARAMETERS[job.method],
             "optimizer_state_bytes": 8 * _PARAMETERS[job.method],
-            "peak_memory_bytes": 900e6 + 12 * _PARAMETERS[job.method],
             "median_step_seconds": 0.05 * (1 + noise.random() / 10),
+            "peak_memory_bytes": 900e6 + 12 * _PARAMETERS[job.method] + noise.random() * 1e6,  # measured, never equal
             "wall_seconds": 40.0,
         },
         environment={"python": "3.11"},

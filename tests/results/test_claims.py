@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from lrx.results import claims, collect
+from lrx.results.protocol import Protocol
 from lrx.results.record import RunRecord
 from lrx.results.sweep import Claim, Sweep, load
 from tests.results.fakes import FakeJob, all_records, jobs_of, predict, record_of, with_trouble
@@ -25,18 +25,6 @@ def _table(sweep: Sweep, records: list[RunRecord]) -> collect.Table:
 def _judge(records: list[RunRecord], **claim: object) -> claims.Judged:
     sweep = load("altlora_glue").model_copy(update={"claims": [Claim(origin="test", **claim)]})  # type: ignore[arg-type]
     return claims.judge(sweep, _table(sweep, records))[0]
-
-
-@pytest.mark.parametrize("sample", [[1.0, 2.0], [0.1, -0.4, 0.3], [5.0, 5.5, 4.0, 6.0, 5.2]])
-def test_interval_is_that_of_scipy(sample: list[float]) -> None:
-    expected = stats.ttest_1samp(sample, 0.0).confidence_interval(0.95)
-    mean, low, high = claims.interval(sample)
-    assert mean == pytest.approx(sum(sample) / len(sample))
-    assert (low, high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-
-
-def test_equal_differences_have_an_interval_without_width() -> None:
-    assert claims.interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
 
 
 def _shifted(gaps: list[float]) -> list[RunRecord]:
@@ -59,7 +47,8 @@ def _shifted(gaps: list[float]) -> list[RunRecord]:
         ([2.0], "not enough evidence"),
         ([], "not enough evidence"),
         ([math.nan, 2.0, math.nan], "not enough evidence"),
-        ([0.0, 0.0, 0.0], "fails"),
+        ([0.0, 0.0, 0.0], "not enough evidence"),
+        ([2.0, 2.0, 2.0], "not enough evidence"),
     ],
 )
 def test_better(gaps: list[float], verdict: str) -> None:
@@ -79,7 +68,7 @@ def test_better_turns_round_where_lower_is_better() -> None:
     ("gaps", "verdict"),
     [
         ([0.1, -0.1, 0.05], "holds"),
-        ([0.5, 0.5, 0.5], "holds"),
+        ([0.5, 0.5, 0.5], "not enough evidence"),
         ([3.0, 3.1, 2.9], "fails"),
         ([0.4, 0.9, 0.1], "not enough evidence"),
     ],
@@ -145,7 +134,7 @@ def test_a_claim_needs_the_test_items_to_agree(wrong: tuple[int, int], verdict: 
         for seed in range(3):
             predictions = references.copy()
             start = 0 if method == "lora" else 500
-            predictions[start : start + count + seed] = 1
+            predictions[start : start + count + seed * (1 + (method == "lora"))] = 1
             record = record_of(FakeJob(method, seed))
             predict(tmp_path, record, "sentiment", predictions, references)
             records.append(record)
@@ -154,11 +143,13 @@ def test_a_claim_needs_the_test_items_to_agree(wrong: tuple[int, int], verdict: 
     joined = collect.join(sweep.rows, sweep.columns, jobs_of(sweep.name), records, root=tmp_path)
     (judged,) = claims.judge(sweep.model_copy(update={"claims": [claim]}), joined)
     assert judged.verdict == verdict
-    assert judged.items_low is not None
-    assert judged.items_high is not None
-    assert judged.items_low < judged.mean < judged.items_high
+    assert judged.mean is not None
+    assert judged.both_low is not None
+    assert judged.both_high is not None
+    assert judged.both_low < judged.mean < judged.both_high
     assert ("more test items" in judged.advice) == (verdict == OPEN)
-    assert "over test items" in judged.statistic
+    assert "over seeds and test items" in judged.statistic
+    assert judged.words == verdict
 
 
 def test_the_sweeps_claims_with_trouble() -> None:
@@ -168,13 +159,14 @@ def test_the_sweeps_claims_with_trouble() -> None:
         "not enough evidence",  # LoRA has a NaN, so there are two pairs, and they disagree too much
         "not enough evidence",  # full fine-tuning never finished
         "not enough evidence",  # one pair
-        "holds",
+        "not enough evidence",  # AltLoRA is better where it did not diverge
         "holds",
         "holds",
     ]
     assert "88.3 − 87.88 = +0.42" in judged[0].published
     assert "scale paper" in judged[0].published
     assert judged[0].n == 2
+    assert judged[4].statistic.endswith("n = 2; left out: AltLoRA diverged at seed 2")
     assert "0, 2 needed" in judged[1].statistic
 
 
@@ -186,3 +178,109 @@ def test_no_records_is_no_evidence() -> None:
 @pytest.mark.parametrize(("number", "text"), [(0.416, "+0.42"), (-0.3, "−0.30"), (0.001, "0.00"), (-0.001, "0.00")])
 def test_signed(number: float, text: str) -> None:
     assert claims.signed(number, 2) == text
+
+
+BETTER = {"kind": "better", "a": "altlora", "b": "lora", "column": "sentiment_accuracy"}
+
+
+@pytest.mark.parametrize("gap", [0.0, 2.0, -2.0])
+def test_a_difference_equal_in_every_seed_is_no_evidence(gap: float) -> None:
+    """Accuracies are multiples of 1/n: equal differences happen by chance and show no spread."""
+    judged = _judge(_shifted([gap, gap]), **BETTER)
+    assert judged.words == "not enough evidence (equal in every seed)"
+    assert (judged.low, judged.high, judged.needed) == (None, None, None)
+    assert "95%" not in judged.statistic
+
+
+def test_without_predictions_a_verdict_says_that_it_is_over_seeds_only() -> None:
+    assert _judge(_shifted([2.0, 2.1, 1.9]), **BETTER).words == "holds (seeds only)"
+    assert _judge(_shifted([-2.0, -2.1, -1.9]), **BETTER).words == "fails (seeds only)"
+    assert _judge(all_records(), kind="cost_ratio", a="altlora", b="lora", cost="trainable_parameters",
+                  at_most=1).words == "holds"  # fmt: skip
+
+
+def _with_divergence(gaps: list[float], method: str, seed: int) -> list[RunRecord]:
+    records = [r for r in _shifted(gaps) if (r.method, r.seed) != (method, seed)]
+    return [*records, record_of(FakeJob(method, seed), "diverged", "loss is NaN")]
+
+
+@pytest.mark.parametrize(
+    ("claim", "gaps", "who", "verdict"),
+    [
+        (BETTER, [2.0, 2.1, 9.0], "altlora", OPEN),
+        (BETTER, [2.0, 2.1, 9.0], "lora", "holds"),
+        (BETTER, [-2.0, -2.1, 9.0], "altlora", "fails"),
+        (BETTER, [-2.0, -2.1, 9.0], "lora", OPEN),
+        ({**BETTER, "kind": "close", "within": 1.0}, [0.02, 0.01, 9.0], "altlora", OPEN),
+        ({**BETTER, "kind": "close", "within": 1.0}, [0.02, 0.01, 9.0], "lora", OPEN),
+        ({**BETTER, "kind": "close", "within": 0.1}, [2.0, 2.1, 9.0], "altlora", "fails"),
+    ],
+)
+def test_a_seed_that_diverged_is_named_and_favours_nobody(
+    claim: dict[str, object], gaps: list[float], who: str, verdict: str
+) -> None:
+    judged = _judge(_with_divergence(gaps, who, 2), **claim)
+    assert (judged.verdict, judged.n) == (verdict, 2)
+    label = {"altlora": "AltLoRA", "lora": "LoRA"}[who]
+    assert judged.statistic.endswith(f"; left out: {label} diverged at seed 2")
+    assert (f"{label} diverged or gave NaN" in judged.words) == (verdict == OPEN)
+
+
+def test_missing_seeds_are_named() -> None:
+    records = [record for record in _shifted([2.0, 2.1, 1.9]) if (record.method, record.seed) != ("lora", 1)]
+    judged = _judge(records, **BETTER)
+    assert judged.verdict == "holds"
+    assert judged.statistic.endswith("; left out: LoRA missing at seed 1")
+    assert (
+        "left out: LoRA missing at seeds 0, 1, 2"
+        in _judge([r for r in records if r.method != "lora"], **BETTER).statistic
+    )
+
+
+def test_a_margin_needs_at_least_about_so_many_seeds() -> None:
+    judged = _judge(
+        _shifted([0.4, 0.9, 0.1]), kind="close", a="altlora", b="lora", column="sentiment_accuracy", within=0.5
+    )
+    assert judged.advice == f"at least about {judged.needed:,} seeds"
+
+
+def test_costs_of_other_machines_are_told_apart_from_counts() -> None:
+    records = all_records()
+    for record in records:
+        record.environment["threads"] = 2 if record.method == "lora" else 1
+    claim = {"kind": "cost_ratio", "a": "altlora", "b": "lora", "at_most": 2}
+    assert "the paired runs differ in threads" in _judge(records, **claim, cost="peak_memory_bytes").statistic
+    assert "differ in" not in _judge(records, **claim, cost="trainable_parameters").statistic
+    assert "differ in" not in _judge(all_records(), **claim, cost="peak_memory_bytes").statistic
+
+
+def test_a_measured_cost_that_is_equal_in_every_seed_is_no_evidence() -> None:
+    records = all_records()
+    for record in records:
+        record.cost["peak_memory_bytes"] = 1e9
+    judged = _judge(records, kind="cost_ratio", a="altlora", b="lora", cost="peak_memory_bytes", at_most=1.05)
+    assert judged.words == "not enough evidence (equal in every seed)"
+
+
+def test_claims_of_papers_and_checks_of_our_own_are_counted_apart() -> None:
+    judged = claims.judge(load("altlora_glue"), _table(load("altlora_glue"), all_records()))
+    assert claims.by_origin(judged).startswith("4 of papers: ")
+    assert "; 2 checks of our own: 2 hold, 0 fail, 0 not enough evidence" in claims.by_origin(judged)
+
+
+def test_no_published_gap_where_the_protocol_shows_another_metric() -> None:
+    records = all_records()
+    for record in records:
+        for part in record.parts.values():
+            for metrics in part.metrics.values():
+                metrics.setdefault("f1", 0.5 + record.seed / 100)
+            part.higher_is_better["f1"] = True
+    claim = Claim.model_validate({"kind": "better", "a": "altlora_plus", "b": "lora", "column": "avg", "origin": "test",
+                                  "published": {"table": "table4", "column": "avg"}})  # fmt: skip
+    sweep = load("altlora_glue").model_copy(update={"claims": [claim]})
+    for metric, told in (("column", True), ("f1", False)):
+        joined = collect.join(sweep.rows, sweep.columns, jobs_of(sweep.name), records, Protocol(metric=metric))
+        (judged,) = claims.judge(sweep, joined)
+        assert (judged.gap_needed is not None) == told
+        assert ("to tell the published" in judged.statistic) == told
+    assert judged.text.endswith("in avg (f1)")

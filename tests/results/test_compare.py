@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lrx.results import blocks, collect, table
+from lrx.results import blocks, collect, stats, table
 from lrx.results.collect import Line, Slot, Table
 from lrx.results.compare import compare, effect
 from lrx.results.record import Part, RunRecord
 from lrx.results.sweep import Column, Row, load
-from tests.results.fakes import FakeJob, jobs_of, predict, record_of
+from tests.results.fakes import FakeJob, jobs_of, predict, record_of, with_trouble
 
 NAME = "altlora_glue"
 COLUMN = Column(key="x", label="x", part="sentiment", metric="accuracy")
@@ -149,7 +150,8 @@ def test_the_item_interval_is_that_of_the_paired_bootstrap_of_scipy(tmp_path: Pa
     assert b
     found = effect(joined, a, b, COLUMN)
     assert found
-    assert found.items
+    assert found.over_items
+    assert found.item_error
     right = {}
     for method in ("lora", "altlora"):
         tables = [
@@ -162,10 +164,12 @@ def test_the_item_interval_is_that_of_the_paired_bootstrap_of_scipy(tmp_path: Pa
     expected = scipy_stats.bootstrap((difference,), np.mean, rng=0, n_resamples=4000, method="percentile")
     assert found.mean == pytest.approx(difference.mean())
     low, high = expected.confidence_interval
-    assert found.items == (pytest.approx(low, abs=0.35), pytest.approx(high, abs=0.35))
-    error = difference.std(ddof=1) / math.sqrt(len(difference))
-    assert found.p_items == pytest.approx(2 * scipy_stats.norm.sf(abs(difference.mean()) / error), abs=0.01)
-    assert found.p == max(found.p_seeds, found.p_items)
+    assert found.over_items == (pytest.approx(low, abs=0.35), pytest.approx(high, abs=0.35))
+    assert found.item_error == pytest.approx(difference.std(ddof=1) / math.sqrt(len(difference)), rel=0.1)
+    together = stats.combined(found.differences, found.item_error)
+    assert together
+    assert (found.both, found.p_both) == (together.interval, together.p)
+    assert found.p == max(found.p_seeds, together.p)
 
 
 def test_the_item_interval_covers_the_truth(tmp_path: Path) -> None:
@@ -179,8 +183,8 @@ def test_the_item_interval_covers_the_truth(tmp_path: Path) -> None:
         assert b
         found = effect(joined, a, b, COLUMN)
         assert found
-        assert found.items
-        inside += found.items[0] <= 0 <= found.items[1]
+        # Differences that are equal at both seeds have no interval, and exclude nothing.
+        inside += found.both is None or found.both[0] <= 0 <= found.both[1]
     assert inside / trials >= 0.88
 
 
@@ -230,7 +234,89 @@ def test_the_pairs_of_the_headline_stand_in_a_block(tmp_path: Path) -> None:
     close = cells["Full fine-tuning − AltLoRA+"]
     assert close["verdict"] == "not resolved"
     assert int(close["seeds needed"]) > 3
-    assert cells["LoRA − Head only"]["verdict"] == "differ"
+    assert cells["LoRA − Head only"]["verdict"] == "differ (seeds only)"
     assert cells["LoRA − Head only"]["seeds needed"] == "enough"
     assert {row["n"] for row in cells.values()} == {"3"}
-    assert {row["95% over test items"] for row in cells.values()} == {"no predictions"}
+    assert {row["95% over seeds and test items"] for row in cells.values()} == {"no predictions"}
+    assert "Without predictions methods are told apart more easily" in block.caption
+
+
+def _without(joined: Table, method: int, seed: int, status: str | None) -> Table:
+    """The job has not run, or has come to ``status``."""
+    slot = joined.lines[method].slots[seed]
+    record = slot.record and dataclasses.replace(slot.record, status=status, parts={}) if status else None
+    joined.lines[method].slots[seed] = Slot(slot.job, record)
+    return joined
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bold_never_goes_to_the_one_that_is_significantly_worse(sign: int) -> None:
+    """A has the better mean by a seed that B lacks; at the common seeds B is better."""
+    values = sign * np.array([[80.0, 80.1, 79.9, 90.0], [81.0, 81.1, 80.95, math.nan]])
+    found = compare(_without(_table(values, lower=sign < 0), 1, 3, None), COLUMN)
+    (pair,) = found.pairs
+    assert (pair.a, pair.differ) == ("m0", True)
+    assert sign * pair.effect.mean < 0
+    assert found.best == "m1"
+    assert found.unequal
+    assert pair.effect.left_out == ("m1 missing at seed 3",)
+
+
+def test_who_diverged_is_not_bold() -> None:
+    values = np.array([[90, 90.1, 90.2, 90.1], [80, 80.2, 80.1, 80.1]])
+    assert compare(_table(values), COLUMN).best == "m0"
+    assert compare(_without(_table(values), 1, 3, "diverged"), COLUMN).best == "m0"
+    found = compare(_without(_table(values), 0, 3, "diverged"), COLUMN)
+    assert (found.best, found.pairs[0].differ) == (None, True)
+    assert found.pairs[0].effect.left_out == ("m0 diverged at seed 3",)
+    values[0, 3] = math.nan
+    assert compare(_table(values), COLUMN).best is None
+
+
+def test_equal_seed_sets_are_not_remarked_upon() -> None:
+    assert not compare(_table(np.array([[80.0, 80.1], [81.0, 81.3]])), COLUMN).unequal
+
+
+@pytest.mark.parametrize(("methods", "seeds", "items"), [(2, 2, 100), (3, 3, 200)])
+def test_ties_of_discrete_scores_tell_nobody_apart(methods: int, seeds: int, items: int) -> None:
+    """Accuracies are multiples of 1/n: with two seeds differences are often equal, which is no evidence."""
+    rng = np.random.default_rng(4)
+    told, trials = 0, 400
+    for _ in range(trials):
+        values = 100 * rng.binomial(items, 0.98, (methods, seeds)) / items
+        told += any(pair.differ for pair in compare(_table(values), COLUMN).pairs)
+    assert told / trials <= 0.07
+
+
+def test_unequal_seeds_and_what_is_left_out_are_said(tmp_path: Path) -> None:
+    for record in with_trouble():
+        record.save(tmp_path)
+    data = table.gather(NAME, tmp_path, jobs_of=jobs_of)
+    scores = blocks.scores_block(data.sweep, data.table)
+    assert any(note.startswith("Unequal seeds in sentiment accuracy") for note in scores.notes)
+    assert "A row with fewer than two seeds in common with others has no letter" in scores.caption
+    assert "every other method that has a value" in scores.caption
+    pairs = blocks.comparison_block(data.sweep, data.table)
+    assert pairs
+    shown = {str(row[0]): str(row[4]) for row in pairs.rows}
+    assert shown["AltLoRA+ − AltLoRA"] == "2 (left out: AltLoRA diverged at seed 2)"
+
+
+def test_more_test_items_where_they_alone_leave_a_pair_open(tmp_path: Path) -> None:
+    """Seeds differ much, and the item error alone straddles 0: both are too few."""
+    rng = np.random.default_rng(0)
+    references = np.zeros(50, dtype=int)
+    records = []
+    for method, wrong in (("lora", (8, 14, 9)), ("altlora", (10, 9, 13))):
+        for seed, count in enumerate(wrong):
+            predictions = references.copy()
+            predictions[rng.choice(50, count, replace=False)] = 1
+            record = record_of(FakeJob(method, seed))
+            predict(tmp_path, record, "sentiment", predictions, references)
+            record.save(tmp_path)
+            records.append(record)
+    joined = _joined(tmp_path, records)
+    block = blocks.comparison_block(load(NAME).model_copy(update={"columns": [COLUMN], "headline": "x"}), joined)
+    assert block
+    (row,) = block.rows
+    assert str(row[-1]).endswith("and more test items")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lrx.results import items
+from lrx.results import collect, items
 from lrx.results.items import METRICS, Items, draw
 from lrx.results.protocol import Protocol, Reading
 from lrx.results.record import Part, RunRecord
+from lrx.results.sweep import Column, Row
 from lrx.tasks import metrics as official
 from tests.results.fakes import FakeJob, predict, record_of
 
@@ -92,7 +93,7 @@ def test_an_accuracy_needs_no_predictions_for_its_own_error(tmp_path: Path) -> N
     record = record_of(FakeJob("lora", 0))
     record.parts["sentiment"].sizes = {"test": 500}
     record.parts["sentiment"].metrics["test"]["accuracy"] = 0.8
-    values = Items(None, Protocol()).error(record, "sentiment", "test", "accuracy", Reading(0.8, 300))
+    values = Items(None, Protocol()).binomial(record, "sentiment", "test", "accuracy", Reading(0.8, 300))
     assert values is not None
     assert values.std() == pytest.approx(math.sqrt(0.8 * 0.2 / 500), rel=0.1)
 
@@ -173,3 +174,120 @@ def test_a_metric_that_is_not_known_here(tmp_path: Path) -> None:
     found = Items(tmp_path, Protocol())
     assert found.values(record, "sentiment", "test", "bleu", Reading(0.3, 300)) is None
     assert "no bootstrap of the metric bleu" in found.reasons
+
+
+def test_one_foreign_file_does_not_rule_the_others(tmp_path: Path) -> None:
+    """The first file read is that of other test items; the majority decides."""
+    records = []
+    for seed, data in enumerate((1, 0, 0)):
+        record = record_of(FakeJob("lora", seed))
+        predict(tmp_path, record, "sentiment", *_data("accuracy", data))
+        records.append(record)
+    found = Items(tmp_path, Protocol(), records)
+    usable = [
+        found.values(r, "sentiment", "test", "accuracy", _reading(r.parts["sentiment"], "accuracy")) is not None
+        for r in records
+    ]
+    assert usable == [False, True, True]
+    (where,) = found.reasons.values()
+    assert where == [records[0].parts["sentiment"].predictions["test"]]
+
+
+def _mean_error(root: Path | None, records: list[RunRecord]) -> float | None:
+    columns = [
+        Column(key="a", label="a", part="sentiment", metric="accuracy"),
+        Column(key="f", label="f", part="sentiment", metric="f1"),
+        Column(key="both", label="both", mean_of=["a", "f"]),
+        Column(key="d", label="d", part="domain", metric="accuracy"),
+        Column(key="two", label="two", mean_of=["a", "d"]),
+    ]
+    row = Row(key="lora", label="LoRA", method="lora")
+    jobs = [FakeJob("lora", record.seed) for record in records]
+    joined = collect.join([row], columns, jobs, records, Protocol(std="items"), root)
+    return joined.cell(joined.lines[0], columns[2 if root else 4]).std
+
+
+def test_two_metrics_of_one_part_are_resampled_together(tmp_path: Path) -> None:
+    """An accuracy drawn by itself would be independent of F1, and the mean of the two too steady."""
+    predictions, references = _data("accuracy")
+    record = record_of(FakeJob("lora", 0))
+    record.parts["sentiment"].higher_is_better["f1"] = True
+    predict(tmp_path, record, "sentiment", predictions, references)
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(1500):
+        at = rng.integers(N, size=N)
+        one = [official.OFFICIAL[metric](predictions[at], references[at]) for metric in ("accuracy", "f1")]
+        drawn.append(50 * sum(one))
+    assert _mean_error(tmp_path, [record]) == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_a_mean_of_accuracies_of_two_parts_needs_no_predictions() -> None:
+    record = record_of(FakeJob("lora", 0))
+    for name in ("sentiment", "domain"):
+        record.parts[name].sizes = {"test": 400}
+        record.parts[name].metrics["test"]["accuracy"] = 0.8
+    assert _mean_error(None, [record]) == pytest.approx(100 * math.sqrt(2 * 0.8 * 0.2 / 400) / 2, rel=0.1)
+
+
+GROUPS = np.arange(N) // 4 % 20  # 20 documents of 4 or 8 items
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_with_groups_whole_documents_are_resampled(metric: str) -> None:
+    predictions, references = _data(metric)
+    sample = items._Sample(references.astype(float), draw(N, "part test", GROUPS.astype(float)))
+    values = METRICS[metric](predictions.astype(float), sample)
+    assert values[0] == pytest.approx(official.OFFICIAL[metric](predictions, references), abs=1e-5)
+    for index in (1, 2, 500, 1000):
+        counts = sample.weights[:, index].astype(int)
+        assert all(len(set(counts[group == GROUPS])) == 1 for group in range(20))
+        chosen = np.repeat(np.arange(N), counts)
+        expected = official.OFFICIAL[metric](predictions[chosen], references[chosen])
+        assert values[index] == pytest.approx(expected, abs=1e-5)
+
+
+def _grouped(root: Path, record: RunRecord) -> None:
+    path = root / record.parts["sentiment"].predictions["test"]
+    head, *lines = path.read_text().splitlines()
+    rows = [f"{line},{group}" for line, group in zip(lines, GROUPS, strict=True)]
+    path.write_text("\n".join([f"{head},group", *rows]) + "\n")
+
+
+def test_items_of_a_document_that_fall_together_have_a_larger_error(tmp_path: Path) -> None:
+    """Documents that are right or wrong as a whole: the error is that of 20 documents, not of 120 items."""
+    references = np.zeros(N, dtype=int)
+    predictions = (GROUPS % 4 == 0).astype(int)
+    errors = []
+    for grouped in (False, True):
+        records = []
+        for seed in range(2):
+            record = record_of(FakeJob("lora", seed))
+            predict(tmp_path, record, "sentiment", predictions, references)
+            records.append(record)
+        if grouped:
+            _grouped(tmp_path, records[1])  # the other file is of an earlier version, without the column
+        found = Items(tmp_path, Protocol(), records)
+        values = [found.values(r, "sentiment", "test", "accuracy", _reading(r.parts["sentiment"], "accuracy"))
+                  for r in records]  # fmt: skip
+        assert found.reasons == {}
+        errors.append([float(each.std()) for each in values if each is not None])
+    assert len(errors[0]) == len(errors[1]) == 2
+    assert errors[1][0] == errors[1][1]
+    assert errors[1][0] > 1.8 * errors[0][0]
+
+
+def test_runs_write_the_documents_that_items_are_from(tmp_path: Path) -> None:
+    from lrx.data.embedded import documents
+    from lrx.training import write_predictions
+
+    ids = ["film/1", "product/7_1", "editorial/7_1", "product/7_2", "tweet/2_1", "tweet/2_2"]
+    groups = documents(ids)
+    assert groups == [0, 1, 2, 1, 3, 4]
+    assert documents(["film/1_1", "film/1_2"]) is None  # ids of reviews name no document
+    write_predictions(tmp_path / "with.csv", np.arange(6), np.arange(6), groups)
+    write_predictions(tmp_path / "without.csv", np.arange(6), np.arange(6))
+    tables = [items._parse(tmp_path, f"{name}.csv") for name in ("with", "without")]
+    assert [None if table is None else table.shape for table in tables] == [(6, 4), (6, 3)]
+    assert tables[0] is not None
+    assert tables[0][:, 3].tolist() == groups

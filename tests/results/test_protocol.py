@@ -255,3 +255,72 @@ def test_a_sweep_file_sets_the_protocol(tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.yaml").write_text(text + "\n  protocol: {checkpoint: best_on_test}\n")
     with pytest.raises(UserError, match=r"sweep\.protocol: checkpoint=best_on_test selects on the very split"):
         table.gather(NAME, tmp_path, jobs_of=jobs_of, folder=tmp_path)
+
+
+def test_infinities_of_both_signs_have_no_mean() -> None:
+    part = _part([(0.5, math.inf), (0.5, -math.inf)])
+    found = read(part, "test", "accuracy", _of(checkpoint="mean_last_k", k=2))
+    assert found.value is not None
+    assert math.isnan(found.value)
+    pick = _of(metric="both").pick("pearson")
+    both = pick({"pearson": math.inf, "spearman": -math.inf})
+    assert both is not None
+    assert math.isnan(both)
+
+
+def test_infinities_do_not_break_a_table(tmp_path: Path) -> None:
+    record = next(record for record in _records(tmp_path) if (record.method, record.seed) == ("lora", 0))
+    record.parts["intensity"].metrics["test"] = {"pearson": math.inf, "spearman": -math.inf}
+    record.save(tmp_path, overwrite=True)
+    assert "(2; 1 NaN)" in str(_scores(_gather(tmp_path))[1]["avg"])
+
+
+def test_the_caption_names_what_the_runs_selected_by(tmp_path: Path) -> None:
+    for record in _records(tmp_path):
+        record.config["trainer"] = {"select": "last"}
+        record.save(tmp_path, overwrite=True)
+    assert "each run kept (trainer.select=last: the last step)" in _scores(_gather(tmp_path))[0].caption
+    assert "trainer.select" not in _scores(_gather(tmp_path, "protocol.checkpoint=last"))[0].caption
+
+
+@pytest.mark.parametrize(
+    ("trainer", "chosen", "marked"),
+    [
+        ({}, {}, True),
+        ({"select": "best"}, {}, True),
+        ({"select": "last"}, {}, False),
+        ({"select": "last"}, {"checkpoint": "best"}, True),
+        ({"select": "best"}, {"checkpoint": "last"}, False),
+        ({"select": "best"}, {"checkpoint": "mean_last_k"}, False),
+        ({"select": "last", "patience": 2}, {}, True),
+        ({"select": "best", "patience": 2}, {"checkpoint": "last"}, True),
+        ({"select": "best", "patience": None}, {"checkpoint": "last"}, False),
+    ],
+)
+def test_what_is_chosen_on_the_reported_split_is_decided_run_by_run(
+    trainer: dict[str, object], chosen: dict[str, object], marked: bool
+) -> None:
+    record = record_of(FakeJob("lora", 0))
+    record.config["trainer"] = trainer
+    assert not _of(**chosen).chooses_on_reported(record)
+    record.parts["domain"].selects_on_reported = True
+    assert _of(**chosen).chooses_on_reported(record) == marked
+
+
+def test_the_mark_stands_on_every_block_and_plot(tmp_path: Path) -> None:
+    from lrx.results.plots import series
+
+    for record in _records(tmp_path):
+        record.parts["domain"].selects_on_reported = True
+        record.save(tmp_path, overwrite=True)
+    data = _gather(tmp_path)
+    titles = {block.key: block.title for block in table.document(data).blocks}
+    for key in ("scores", "pairs", "table4-difference", "claims"):
+        assert blocks.MARK in titles[key], key
+    for make in (series.scores, series.pareto):
+        title = make(data.sweep, data.table)["title"]
+        assert title.startswith(blocks.MARK)
+        assert "the checkpoint that each run kept" in title
+    last = _gather(tmp_path, "protocol.checkpoint=last")
+    assert not any(blocks.MARK in block.title for block in table.document(last).blocks)
+    assert "Protocol: the last step" in series.scores(last.sweep, last.table)["title"]

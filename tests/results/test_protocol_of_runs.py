@@ -74,7 +74,7 @@ def test_items_are_those_of_the_stored_predictions(root: Path, tmp_path: Path) -
     for protocol in ("selected", "last"):
         pair = next(row for key, row in _cells(root, tmp_path, f"protocol.checkpoint={protocol}").items()
                     if key[0] == "pair" and key[2] == "intensity_spearman")  # fmt: skip
-        assert float(pair["items_low"]) < float(pair["mean"]) < float(pair["items_high"])
+        assert float(pair["both_low"]) < float(pair["mean"]) < float(pair["both_high"])
     last = [record.parts["intensity"] for record in read_all(root)[0]]
     assert all((root / part.last_predictions["test"]).exists() for part in last)
 

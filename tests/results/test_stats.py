@@ -20,7 +20,9 @@ SAMPLES = [[1.0, 2.0], [0.1, -0.4, 0.3], [5.0, 5.5, 4.0, 6.0, 5.2], [-3e-3, -1e-
 def test_interval_and_p_are_those_of_scipy(sample: list[float]) -> None:
     expected = scipy_stats.ttest_1samp(sample, 0.0)
     bounds = expected.confidence_interval(0.95)
-    mean, low, high = stats.interval(sample)
+    found = stats.interval(sample)
+    assert found
+    mean, low, high = found
     assert mean == pytest.approx(np.mean(sample))
     assert (low, high) == (pytest.approx(bounds.low), pytest.approx(bounds.high))
     assert stats.p_of_mean(sample) == pytest.approx(expected.pvalue)
@@ -31,16 +33,31 @@ def test_paired_p_is_that_of_ttest_rel() -> None:
     assert stats.p_of_mean(list(a - b)) == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
 
 
-@pytest.mark.parametrize(("sample", "p"), [([0.0, 0.0, 0.0], 1.0), ([0.3, 0.3, 0.3], 0.0), ([0.1 + 0.2, 0.3], 0.0)])
-def test_equal_differences(sample: list[float], p: float) -> None:
-    assert stats.p_of_mean(sample) == p
-    mean, low, high = stats.interval(sample)
-    assert low == high == mean
+@pytest.mark.parametrize("sample", [[0.0, 0.0, 0.0], [0.3, 0.3, 0.3], [0.1 + 0.2, 0.3], [-2.0, -2.0]])
+def test_equal_differences_are_no_evidence(sample: list[float]) -> None:
+    assert stats.p_of_mean(sample) == 1
+    assert stats.interval(sample) is None
+    assert stats.combined(sample, 0.1) is None
 
 
-@pytest.mark.parametrize("effect", [0.0, 0.3, -2.1, 9.0])
-def test_normal_p_is_that_of_scipy(effect: float) -> None:
-    assert stats.p_normal(effect, 0.7) == pytest.approx(2 * scipy_stats.norm.sf(abs(effect) / 0.7))
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_seeds_and_items_together(sample: list[float]) -> None:
+    """Without an error over items it is the t test, with a large one the normal test of that error."""
+    alone = stats.combined(sample, 0.0)
+    assert alone
+    assert (alone.p, alone.df) == (pytest.approx(stats.p_of_mean(sample)), pytest.approx(len(sample) - 1))
+    assert alone.interval == pytest.approx(stats.interval(sample)[1:])  # type: ignore[index]
+    error = 30 * np.std(sample, ddof=1)
+    large = stats.combined(sample, error)
+    assert large
+    assert large.p == pytest.approx(2 * scipy_stats.norm.sf(abs(np.mean(sample)) / error), abs=0.01)
+    some = stats.combined(sample, np.std(sample, ddof=1))
+    assert some
+    variance = np.var(sample, ddof=1) / len(sample)
+    df = (len(sample) - 1) * ((variance + np.var(sample, ddof=1)) / variance) ** 2
+    low, high = scipy_stats.t.interval(0.95, df, np.mean(sample), some.error)
+    assert (some.df, some.interval) == (pytest.approx(df), (pytest.approx(low), pytest.approx(high)))
+    assert some.p == pytest.approx(2 * scipy_stats.t.sf(abs(np.mean(sample)) / some.error, df))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,7 +98,7 @@ def test_power_is_that_of_statsmodels(effect: float) -> None:
 
 @pytest.mark.parametrize(
     ("effect", "spread", "needed"),
-    [(0.0, 1.0, None), (1.0, 0.0, 2), (1e-9, 1.0, None), (math.nan, 1.0, None), (1e6, 1.0, 2), (0.0, 0.0, None)],
+    [(0.0, 1.0, None), (1.0, 0.0, None), (1e-9, 1.0, None), (math.nan, 1.0, None), (1e6, 1.0, 2), (0.0, 0.0, None)],
 )
 def test_seeds_needed_at_the_ends(effect: float, spread: float, needed: int | None) -> None:
     assert stats.seeds_needed(effect, spread) == needed
@@ -119,9 +136,8 @@ def test_letters_beyond_z() -> None:
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_the_interval_covers_the_truth_95_times_of_100(n: int) -> None:
     rng = np.random.default_rng(1)
-    inside = sum(
-        low <= 0.4 <= high for _, low, high in (stats.interval(list(x)) for x in rng.normal(0.4, 2, (4000, n)))
-    )
+    found = (stats.interval(list(x)) for x in rng.normal(0.4, 2, (4000, n)))
+    inside = sum(each[1] <= 0.4 <= each[2] for each in found if each)
     assert inside / 4000 == pytest.approx(0.95, abs=0.012)
 
 

@@ -202,6 +202,40 @@ def test_ours_at_the_papers_scale_stands_beside_the_published_value(tmp_path: Pa
     assert "scale paper" in _block(data, "table4-ours").title
 
 
+def _paper_with_f1(root: Path) -> Gathered:
+    records = _paper_records()
+    for record in records:
+        for part in record.parts.values():
+            for metrics in part.metrics.values():
+                metrics["f1"] = 0.5 + record.seed / 100
+            part.higher_is_better["f1"] = True
+    for record in records:
+        record.save(root)
+    return table.gather(NAME, root, jobs_of=jobs_of, overrides=["protocol.metric=f1"])
+
+
+def test_no_difference_from_a_published_value_of_another_metric(tmp_path: Path) -> None:
+    data = _paper_with_f1(tmp_path)
+    row = _row(_block(data, "table4-difference"), "LoRA")
+    assert str(row["ours less published"]) == "another metric"
+    assert "ours avg (f1) (scale paper)" in row
+    cell = _row(_block(data, "table4-ours"), "LoRA")["mrpc F1"]
+    assert cell.detail.endswith("; another metric")
+    rows = [r for r in csv.DictReader(io.StringIO(table.tidy_csv(data))) if r["kind"] == "ours"]
+    assert {r["difference"] for r in rows} == {""}
+
+
+def test_runs_at_the_papers_scale_that_selected_on_what_they_report_are_marked(tmp_path: Path) -> None:
+    paper = _paper_records()
+    for record in paper:
+        record.parts["mrpc"].selects_on_reported = True
+    data = _gather(tmp_path, all_records() + paper)
+    assert blocks.MARK in table.document(data).title
+    assert blocks.MARK in _block(data, "table4-difference").title
+    assert blocks.MARK in _block(data, "table4-difference").caption
+    assert blocks.MARK not in _block(data, "scores").title
+
+
 def test_selection_on_the_reported_split_is_said(tmp_path: Path) -> None:
     record = record_of(FakeJob("lora", 0))
     record.parts["domain"].selects_on_reported = True
@@ -225,9 +259,9 @@ def test_csv_is_tidy(tmp_path: Path) -> None:
     }
     pairs = [row for row in rows if row["kind"] == "pair"]
     assert all(float(row["low"]) <= float(row["mean"]) <= float(row["high"]) for row in pairs)
-    assert {row["verdict"] for row in pairs} == {"differ", "not resolved"}
+    assert {row["verdict"] for row in pairs} == {"differ (seeds only)", "not resolved"}
     assert all(float(row["p"]) <= float(row["p_holm"]) for row in pairs)
-    assert [row["verdict"] for row in rows if row["kind"] == "claim"].count("holds") == 3
+    assert [row["verdict"] for row in rows if row["kind"] == "claim"].count("holds") == 2
     published = [row for row in rows if row["kind"] == "published"]
     assert len(published) == 11 * 6
     assert {row["scale"] for row in published} == {"paper"}

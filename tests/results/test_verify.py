@@ -12,6 +12,7 @@ from lrx import paths
 from lrx.__main__ import main
 from lrx.errors import UserError
 from lrx.results import verify
+from lrx.results.blocks import MARK
 from lrx.results.sweep import load
 from tests.conftest import ROOT
 from tests.results.fakes import all_records, jobs_of
@@ -110,3 +111,21 @@ def test_the_command_needs_neither_records_nor_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "0 hold, 0 fail" in done.stdout
+
+
+def test_the_page_says_what_was_selected_on_the_reported_split(root: Path) -> None:
+    assert MARK not in verify.verify([NAME], root, jobs_of=jobs_of).page.title
+    for record in all_records():
+        record.parts["domain"].selects_on_reported = True
+        record.save(root, overwrite=True)
+    page = verify.verify([NAME], root, jobs_of=jobs_of).page
+    for text in (page.title, page.intro[0], page.blocks[0].title, page.blocks[0].caption):
+        assert MARK in text
+
+
+def test_claims_are_not_adjusted_and_own_checks_stand_apart(root: Path) -> None:
+    page = verify.verify([NAME], root, jobs_of=jobs_of).page
+    assert "4 of papers: " in page.intro[1]
+    assert "2 checks of our own: " in page.intro[1]
+    assert "not adjusted for each other" in page.intro[2]
+    assert "not adjusted for each other" in page.blocks[0].caption

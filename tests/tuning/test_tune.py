@@ -183,6 +183,7 @@ def test_winners_keep_other_values_and_comments_and_say_where_they_come_from(tmp
         "trials": 3, "seed": 100, "command": f"python -m lrx tune {SWEEP} budget=3 method=lora scale=smoke",
         "metric": "mean of sentiment accuracy, intensity pearson on the selection split, last step",
         "score": pytest.approx(0.8 - 0.1 * abs(math.log10(content["method"]["lr"] / 1e-2)), abs=1e-6),
+        "started_from": f"method.lr={trials(tmp_path)['lora'][0].point['method.lr']:g} (the configuration before)",
     }  # fmt: skip
 
 
@@ -211,7 +212,12 @@ def test_a_later_run_composes_the_winner(tmp_path: Path) -> None:
     records = [record_of(settings, 0.8), record_of(dataclasses_seed(settings, 1), 0.8)]
     text = caption(records)
     assert text.startswith("method.lr tuned with 2 trials for each method (python -m lrx tune altlora_glue budget=2")
-    assert text.endswith(": head.")
+    assert ": head. The first trial was of the value before the round" in text
+    assert "the configuration before)" in text
+    assert "Trials score the last step; one seed and the selection items do not tell neighbouring values apart." in text
+    for record in records:
+        record.parts["sentiment"].sizes["select"] = 500
+    assert "one seed and 500 selection items or fewer do not tell" in caption(records)
     assert caption([record_of(bare, 0.8)]) == ""
     assert caption([*records, dataclasses.replace(record_of(bare, 0.8), method="lora")]).endswith("number: lora.")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrx.errors import UserError
-from lrx.results.cells import cell_text, scale_of
+from lrx.results.cells import MARK, cell_text, scale_of
 from lrx.results.collect import Line, Table
 from lrx.results.history import metric_log, read_history
 from lrx.results.record import RunRecord
@@ -35,7 +35,7 @@ def scores(sweep: Sweep, table: Table) -> Figure:
             cells.append({"seeds": cell.finite, "mean": cell.mean, "std": cell.std, "text": text})
         columns.append({"label": table.heading(column), "cells": cells})
     spread = "standard error over test items" if table.protocol.std == "items" else "standard deviation"
-    title = f"{sweep.title}: ours, scale {scale_of(table)}. Each seed; below it mean ± {spread}"
+    title = f"{_ours(sweep, table)} Each seed; below it mean ± {spread}"
     return {"title": title, "rows": labels(table), "columns": columns}
 
 
@@ -55,7 +55,7 @@ def pareto(sweep: Sweep, table: Table) -> Figure:
         panels.append({"cost": name, "label": label, "items": items, "front": front})
     if not any(panel["items"] for panel in panels):
         raise NoData("no finished run has both a score and its cost")
-    title = f"{sweep.title}: ours, scale {scale_of(table)}"
+    title = _ours(sweep, table)
     return {"title": title, "ylabel": table.heading(column), "rows": labels(table), "panels": panels}
 
 
@@ -126,6 +126,12 @@ def curves(sweep: Sweep, table: Table) -> Figure:
         raise NoData("no finished run has kept its evaluations or its log")
     title = f"{sweep.title}: ours, scale {scale_of(table)}. Mean over seeds, band from lowest to highest"
     return {"title": title, "rows": labels(table), "parts": parts}
+
+
+def _ours(sweep: Sweep, table: Table) -> str:
+    """The beginning of a title: whose numbers, at which scale, which of each run, and whether chosen by themselves."""
+    mark = f"{MARK}. " if table.on_reported else ""
+    return f"{mark}{sweep.title}: ours, scale {scale_of(table)}. {table.protocol_sentence()}"
 
 
 def labels(table: Table) -> list[str]:
