@@ -110,7 +110,7 @@ def start_run(*, online: bool, finish_seconds: float = INIT_SECONDS, **options: 
     if online:
         server()
     ensure_service()
-    return wandb.init(
+    run = wandb.init(
         mode="online" if online else "offline",
         settings=wandb.Settings(
             silent=True,
@@ -126,6 +126,11 @@ def start_run(*, online: bool, finish_seconds: float = INIT_SECONDS, **options: 
         reinit="create_new",
         **options,
     )
+    # wandb hooks into later imports to count them; with its service gone, such an import would raise in the run.
+    from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
+
+    unregister_all_post_import_hooks()
+    return run
 
 
 def finish_run(run: Any, exit_code: int) -> None:

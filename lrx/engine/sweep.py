@@ -183,7 +183,7 @@ class _Sweep:
             return
         record = self._record_of(job)
         if record is not None and record.status == "finished":
-            if record.finished < self.started[job.run_id]:
+            if ended.found or record.finished < self.started[job.run_id]:
                 self._settle_beside(job, ended)
                 return
         elif record is None or record.finished < self.started[job.run_id] or not ended.told or ended.code == 2:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class Ended:
     """How a job ended. ``code``: its exit code (0 finished, 1 failed, 2 a user's mistake, 75 another process is at
     work on it, 128 + n stopped by signal n), or -n when signal n killed the process. ``told``: whether the job itself
     said so; one that was killed, or left by ``os._exit``, did not. ``status``: of the record, where an engine knows
-    more than the code says.
+    more than the code says. ``found``: the job found the run finished, by another process, and left it.
     """
 
     run_id: str
@@ -26,6 +27,7 @@ class Ended:
     message: str = ""
     told: bool = False
     status: str = ""
+    found: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,8 +42,10 @@ def do(settings: dict[str, Any], run_id: str) -> Ended:
     from lrx.schema import Settings
 
     try:
-        execute(Settings.model_validate(settings), run_id)
-        return Ended(run_id, 0, told=True)
+        checked = Settings.model_validate(settings)
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        record = execute(checked, run_id)
+        return Ended(run_id, 0, told=True, found=checked.mode == "train" and record.started < began)
     except RunFailed as failure:
         code = 128 + getattr(failure, "signum", 2) if failure.outcome == "interrupted" else 1
         return Ended(run_id, code, str(failure), told=True)

@@ -30,11 +30,13 @@ def execute(settings, run_id):
         log.unlink(missing_ok=True)
 
     def record(status, message=""):
-        RunRecord(run_id=run_id, fingerprint="", status=status, message=message, method=settings.method["name"],
+        left = RunRecord(run_id=run_id, fingerprint="", status=status, message=message, method=settings.method["name"],
                   model=settings.model["name"], task=settings.task["name"], scale=settings.scale.name, source="",
                   seed=settings.seed, versions={}, config=settings.model_dump(mode="json", exclude={"sweep"}),
                   environment={"threads": os.environ.get("OMP_NUM_THREADS"), "ntasks": os.environ.get("SLURM_NTASKS")},
-                  started=started, finished=now()).save(settings.paths.root, overwrite=True)
+                  started=started, finished=now())
+        left.save(settings.paths.root, overwrite=True)
+        return left
 
     done = len(log.read_text().split()) if log.exists() else 0
     with log.open("a") as stream:
@@ -51,7 +53,7 @@ def execute(settings, run_id):
                 failure = RunFailed(message, "interrupted")
                 failure.signum = signal.SIGTERM
                 raise failure
-    record("finished")
+    return record("finished")
 
 module = types.ModuleType("lrx.experiment")
 module.execute = execute

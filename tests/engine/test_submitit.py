@@ -215,6 +215,7 @@ def test_on_this_machine_a_signal_stops_jobs_in_good_order_and_a_requeued_one_go
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", stub.install(tmp_path / "stub"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     root = tmp_path / "results"
     (job,) = stub.jobs(root, "engine=submitit", steps=60)
 
