@@ -42,6 +42,7 @@ tune: setup  ## the tuned values below conf/tuned (about an hour on 2 cores, res
 reference: setup  ## the tracked tables below results/reference (about half an hour on 2 cores, resumable)
 	$(BIN)/python run.py +sweeps=altlora_glue jobs=2
 	$(BIN)/python -m lrx table altlora_glue --out results/reference/altlora_glue --save-records
+	$(BIN)/python -m lrx bundle altlora_glue --out results/reference/altlora_glue/bundle.zip
 
 benchmark: setup  ## step times against peft and a plain loop; overhead of sweeps, speed of the desk
 	$(BIN)/python -m benchmarks.step
