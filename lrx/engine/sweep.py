@@ -118,6 +118,8 @@ class _Sweep:
                         break
             finally:
                 self.engine.close()
+        if received and self.outcome.signum is None:  # the last job had ended by itself, or by the same signal
+            self.outcome.signum = received[0]
         left = [*self.waiting, *self.elsewhere]
         self.outcome.not_started += [job.run_id for job in left]
         return self.outcome
