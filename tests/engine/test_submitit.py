@@ -217,7 +217,7 @@ def test_on_this_machine_a_signal_stops_jobs_in_good_order_and_a_requeued_one_go
     monkeypatch.setenv("PYTHONPATH", stub.install(tmp_path / "stub"))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     root = tmp_path / "results"
-    (job,) = stub.jobs(root, "engine=submitit", steps=60)
+    (job,) = stub.jobs(root, "engine=submitit", steps=200)  # long enough for a busy machine
 
     def preempt_then_interrupt() -> None:
         until(lambda: len(stub.steps_of(root, job)) > 3)
@@ -233,7 +233,7 @@ def test_on_this_machine_a_signal_stops_jobs_in_good_order_and_a_requeued_one_go
     assert (outcome.signum, outcome.interrupted) == (signal.SIGINT, [job.run_id])
     assert "SIGTERM at step" in record_of(root, job).message
     assert sweep([job]).done == [job.run_id]
-    assert stub.steps_of(root, job) == list(range(1, 61))
+    assert stub.steps_of(root, job) == list(range(1, 201))
     assert not children(os.getpid())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lrx import trackers, wandb_service
+from lrx.data.embedded import cache_dir
 from lrx.results.record import read
 from lrx.trackers import Mirror, Tracker, WandbLogger
 from lrx.wandb_service import start_run
@@ -161,6 +162,7 @@ def test_wandb_not_installed(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("key", ["", "0" * 40])
 def test_online_without_key_or_network(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """No key: told at once. A key and nobody listening: given up in the background and at the end of the run."""
+    monkeypatch.setenv("LRX_CACHE", str(cache_dir()))  # the corpus stays where it is when the home moves
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
