@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lrx import paths, registry, safety, slurm
+from lrx.results.record import RunRecord, Status
 from lrx.schema import Settings, validate
 
 # What does not change a run's numbers. Everything else in the configuration is part of the run's identity.
@@ -71,6 +72,24 @@ def container_of(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def record_of(settings: Settings, run_id: str, status: Status, started: str) -> RunRecord:
+    """A run's record with its identity and nothing else yet. ``started``: ISO 8601, UTC."""
+    return RunRecord(
+        run_id=run_id,
+        fingerprint=fingerprint(settings),
+        status=status,
+        method=settings.method["name"],
+        model=settings.model["name"],
+        task=settings.task["name"],
+        scale=settings.scale.name,
+        source=str(settings.task.get("source", "")),
+        seed=settings.seed,
+        versions=versions(settings),
+        config=settings.model_dump(mode="json", exclude={"sweep"}),
+        started=started,
+    )
 
 
 def versions(settings: Settings) -> dict[str, int]:

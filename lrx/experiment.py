@@ -62,20 +62,7 @@ def _execute(settings: Settings, run_id: str, folder: Path) -> RunRecord:
 
 
 def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
-    record = RunRecord(
-        run_id=run_id,
-        fingerprint=lrx_config.fingerprint(settings),
-        status="failed",
-        method=settings.method["name"],
-        model=settings.model["name"],
-        task=settings.task["name"],
-        scale=settings.scale.name,
-        source=str(settings.task.get("source", "")),
-        seed=settings.seed,
-        versions=lrx_config.versions(settings),
-        config=settings.model_dump(mode="json", exclude={"sweep"}),
-        started=_now(),
-    )
+    record = lrx_config.record_of(settings, run_id, "failed", _now())
     if (remark := mismatch(record.config)) and is_rank_zero():
         print(f"note: {remark}", flush=True)
     started = time.monotonic()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
+import io
 import json
 import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from lrx.errors import RunFailed, UserError
 from lrx.files import sweep_temporary, write_atomic
 from lrx.methods.base import Method, split_trainable
 from lrx.models.base import Backbone
-from lrx.modules.evaluate import predict_split
+from lrx.modules.evaluate import predict_split, score_split
 from lrx.modules.supervised import Schedule, Supervised
 from lrx.results.record import Part
 from lrx.schema import Settings
@@ -48,7 +51,7 @@ def assemble(task: Task, settings: Settings) -> tuple[Backbone, Method]:
     method = registry.load("methods", settings.method["name"])(**_arguments(settings.method))
     backbone = build_backbone(task, settings)
     method.adapt(backbone, torch.Generator().manual_seed(derive(settings.seed, "method")))
-    return backbone, method
+    return backbone.train(), method  # once more: batch normalisation follows what the method has frozen
 
 
 def build_backbone(task: Task, settings: Settings) -> Backbone:
@@ -110,9 +113,11 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     if settings.callbacks.submission:
         for split in task.unlabelled:
             task.size(split)  # reads the file: a missing one is told now, not after the training
-    if not any(p.requires_grad for p in backbone.parameters()):
+    if not method.trains and settings.callbacks.lens:
+        raise UserError(f"callbacks=lens: method={method.name} changes no matrix of this model; leave it out")
+    if method.trains and not any(p.requires_grad for p in backbone.parameters()):
         raise UserError(f"method={settings.method['name']} trains nothing of model={settings.model['name']}")
-    schedule = plan(task, settings)
+    schedule = plan(task, settings) if method.trains else Schedule(settings.trainer.schedule, 0, 0)
     module = Supervised(backbone, task, method, schedule, derive(settings.seed, "train"))
     method.plan(backbone, schedule.steps)
     if schedule.steps:
@@ -247,6 +252,7 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
     precision = settings.trainer.precision
     part = Part(
         primary=task.primary,
+        selector=task.selector,
         higher_is_better=dict(task.higher_is_better),
         reported=list(task.reported),
         selects_on_reported=task.selects_on_reported,
@@ -254,7 +260,9 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
         sizes={split: task.size(split) for split in ("train", "select", *task.reported) if task.size(split)},
     )
     predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
-    part.last = {split: task.score(*pair) for split, pair in predictions.items()}
+    part.last = {split: task.measure(split, *pair) for split, pair in predictions.items()}
+    if not module.schedule.steps and task.size("select"):
+        part.last["select"] = score_split(backbone, task, "select", precision)
     if selection.last:
         part.last["select"] = selection.last
     part.metrics, part.best_step = dict(part.last), part.steps
@@ -264,7 +272,8 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
         part.last_predictions = store_predictions(folder, "last_predictions", predictions, task)
         method.load_adapter(backbone, best_weights(selection.best_file))
         predictions = {split: predict_split(backbone, task, split, precision) for split in task.reported}
-        part.metrics = {split: task.score(*pair) for split, pair in predictions.items()} | {"select": selection.best}
+        part.metrics = {split: task.measure(split, *pair) for split, pair in predictions.items()}
+        part.metrics["select"] = selection.best
         part.best_step = selection.best_step
     if not settings.trial:  # the weights of a trial serve nothing: they may not be scored on a reported split
         state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
@@ -308,24 +317,35 @@ def store_predictions(
     stored = {}
     for split, (predicted, references) in pairs.items():
         path = folder / f"{name}.{split}.csv"
-        write_predictions(path, predicted, references, task.groups(split))
+        write_predictions(path, predicted, references, task.groups(split), task.item_scores(predicted, references))
         stored[split] = str(path.relative_to(folder.parents[2]))
     return stored
 
 
 def write_predictions(
-    path: Path, predictions: np.ndarray, references: np.ndarray, groups: list[int] | None = None
+    path: Path,
+    predictions: np.ndarray,
+    references: np.ndarray,
+    groups: list[int] | None = None,
+    items: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """CSV with one line per item in file order: index, prediction, reference (empty for an unlabelled split).
 
-    With ``groups`` a fourth column says which document an item is from.
+    With ``groups`` a column says which document an item is from; a column ``item.<metric>`` has the item's own value
+    of a metric that is their mean. Texts are quoted as the csv module does it.
     """
     labels = references.tolist() if len(references) else [""] * len(predictions)
-    rows = [f"{i},{p},{y}" for i, (p, y) in enumerate(zip(predictions.tolist(), labels, strict=True))]
+    answers = predictions[:, 0] if predictions.ndim == 2 else predictions  # of ranked classes the first is the answer
+    columns: dict[str, Sequence[Any]] = {"index": range(len(labels)), "prediction": answers.tolist()}
+    columns["reference"] = labels
     if groups is not None:
-        rows = [f"{row},{group}" for row, group in zip(rows, groups, strict=True)]
-    head = "index,prediction,reference" + (",group" if groups is not None else "")
-    write_atomic(path, "\n".join([head, *rows]) + "\n")
+        columns["group"] = groups
+    columns |= {f"item.{metric}": values.tolist() for metric, values in (items or {}).items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_atomic(path, text.getvalue())
 
 
 def _arguments(section: dict[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,10 @@ class StepProgress(pl.Callback):
         values = self.progress.tasks[0].fields["values"]
         if step % 5 == 0 or step in self.selection.steps:  # reading the loss waits for the device
             assert isinstance(module, Supervised)
-            score = self.selection.last.get(module.task.primary)
+            metric = module.task.selector or module.task.primary
+            score = self.selection.last.get(metric)
             values = f"loss {float(module.last_loss):.4f}"
-            values += "" if score is None else f"  select {module.task.primary} {score:.4f}"
+            values += "" if score is None else f"  select {metric} {score:.4f}"
         self.progress.update(self.bar, completed=step, values=values)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:

@@ -24,7 +24,7 @@ class Selection(pl.Callback):
     better score after which training stops, or None. Without a selection split no weights are kept.
 
     ``curve``: one entry per evaluation, ``{"step": 40, "splits": {"select": {"accuracy": 0.8}, "test": {...}}}``, with
-    the reported splits, so that a table can follow another reporting protocol without running again. Nothing here is
+    the reported splits that the task tracks, so that a table can follow another reporting protocol without running again. Nothing here is
     decided by them. The entry of the last step lacks them: the final scoring computes the same numbers.
     """
 
@@ -57,7 +57,7 @@ class Selection(pl.Callback):
         if stops:
             trainer.should_stop = True
         if step != module.schedule.steps and not stops:
-            for split in module.task.reported:
+            for split in module.task.tracked():
                 splits[split] = score_split(module.backbone, module.task, split, self.precision)
         self.curve.append({"step": step, "splits": splits})
 
@@ -67,8 +67,9 @@ class Selection(pl.Callback):
         task = module.task
         self.last = score_split(module.backbone, task, self.split, self.precision)
         self.history.append({"step": step, **self.last})
-        score = self.last[task.primary]
-        sign = 1 if task.higher_is_better[task.primary] else -1
+        metric = task.selector or task.primary
+        score = self.last[metric]
+        sign = 1 if task.higher_is_better[metric] else -1
         # NaN (a constant regression output) never wins over a number, but the first evaluation is always kept.
         better = sign * score > sign * self.best_score or (math.isnan(self.best_score) and not math.isnan(score))
         if better or self.best_step < 0:

@@ -38,23 +38,10 @@ def outcome(ended: Ended, output: Path, out_of_memory: bool) -> tuple[Status, st
 def write(job: Job, status: Status, message: str, started: str) -> RunRecord:
     """Save a record for ``job`` that holds its identity and its outcome. Raises ``UserError`` if it cannot be saved."""
     settings = job.settings
-    record = RunRecord(
-        run_id=job.run_id,
-        fingerprint=job.fingerprint,
-        status=status,
-        message=message,
-        method=job.method,
-        model=settings.model["name"],
-        task=settings.task["name"],
-        scale=settings.scale.name,
-        source=str(settings.task.get("source", "")),
-        seed=settings.seed,
-        versions=lrx_config.versions(settings),
-        config=job.config,
-        environment={"lrx": __version__},
-        started=started,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    record = lrx_config.record_of(settings, job.run_id, status, started)
+    record.message = message
+    record.environment = {"lrx": __version__}
+    record.finished = datetime.now(UTC).isoformat(timespec="seconds")
     record.save(settings.paths.root, overwrite=True)
     return record
 

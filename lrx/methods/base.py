@@ -29,6 +29,7 @@ class Method:
     ``paper``: title, first author, year, identifier.
     ``exact_at_init``: after ``adapt`` the outputs equal the backbone's.
     ``mergeable``: ``merge`` folds the update into plain weights and leaves the outputs unchanged.
+    ``trains``: false for a method that evaluates the backbone as it is.
     ``peft_form``: ``"lora"`` when the result is a plain LoRA that PEFT can load, else None.
     """
 
@@ -37,6 +38,7 @@ class Method:
     paper: ClassVar[str] = ""
     exact_at_init: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     peft_form: ClassVar[Literal["lora"] | None] = None
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
@@ -68,8 +70,9 @@ class Method:
             replace_module(backbone.net, name, layer.merged())
 
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Everything a trained backbone differs by from the pretrained one: trained parameters and their buffers."""
-        return {name: p.detach() for name, p in backbone.net.named_parameters() if p.requires_grad}
+        """Everything a trained backbone differs by from the pretrained one: trained parameters, moving statistics."""
+        trained = {name: p.detach() for name, p in backbone.net.named_parameters() if p.requires_grad}
+        return trained | backbone.statistics()
 
     def load_adapter(self, backbone: Backbone, state: dict[str, Tensor]) -> None:
         """Put ``adapter_state`` back into an adapted backbone. Raises ``ValueError`` naming keys that do not fit."""

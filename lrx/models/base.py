@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -20,15 +20,34 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a task asks of a model. ``classes``: scores over ``size`` classes; ``regression``: ``size`` real values.
+    """What a task asks of a model.
 
-    ``words``: a word for each class, for text-to-text models. ``instruction``: the prompt such a model reads first.
+    ``classes``: scores over ``size`` classes; ``regression``: ``size`` real values; ``text``: the continuation of a
+    prompt (``size`` is 0). ``words``: a word for each class, for text-to-text models. ``instruction``: the prompt such
+    a model reads first.
     """
 
-    kind: Literal["classes", "regression"]
-    size: int
+    kind: Literal["classes", "regression", "text"]
+    size: int = 0
     words: tuple[str, ...] = ()
     instruction: str = ""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a text is generated: greedily, or with ``beams`` above 1 by beam search.
+
+    ``max_new_tokens``: the longest answer. ``length_penalty``: exponent of the length by which a beam's
+    log-probability is divided. ``no_repeat_ngram``: n-grams of this size occur once; 0 forbids none.
+    ``repetition_penalty``: 1 is none. ``stop``: a row ends where one of these strings appears.
+    """
+
+    max_new_tokens: int
+    beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 class Backbone(nn.Module):
@@ -37,10 +56,13 @@ class Backbone(nn.Module):
     ``net``: the wrapped network, pretrained or random. ``head``: name prefixes inside ``net`` of the task head, which
     every method trains and none adapts. ``roles``: role (``query``, ``value``, ...) -> a pattern for the end of the
     names of the layers that play it, for ``target_modules``. ``tokenizer``: for text inputs, else None. ``reads``: how
-    a batch reaches it: ``"pair"`` (one or two sentences, to an encoder or decoder with a head), ``"text_to_text"`` or
-    ``"image"``.
+    a batch reaches it: ``"pair"`` (one or two sentences, to an encoder or decoder with a head), ``"text_to_text"``,
+    ``"causal"`` (a prompt to be continued) or ``"image"``. ``image``: what the weights were trained with: ``mean`` and
+    ``std`` of the channels for values in [0, 1], ``interpolation`` (``bilinear``, ``bicubic``), ``size`` (height,
+    width); None where nothing is known, as for random weights.
 
-    ``forward(batch)``: a batch as the task collates it -> (batch, size) scores or values in float32.
+    ``forward(batch)``: a batch as the task collates it -> (batch, size) scores or values in float32; of a causal model
+    (batch, length, vocabulary) scores of the next token.
     """
 
     net: Any  # an nn.Module; its own attributes (config, get_encoder, ...) are not PyTorch's to know
@@ -52,7 +74,8 @@ class Backbone(nn.Module):
         head: Sequence[str],
         roles: Mapping[str, str],
         tokenizer: Any = None,
-        reads: Literal["pair", "text_to_text", "image"] = "pair",
+        reads: Literal["pair", "text_to_text", "causal", "image"] = "pair",
+        image: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -60,6 +83,8 @@ class Backbone(nn.Module):
         self.roles = dict(roles)
         self.tokenizer = tokenizer
         self.reads = reads
+        self.image: Mapping[str, Any] | None = image
+        self.frozen = False
         self.train()  # from_pretrained hands over in evaluation mode, which would leave the network's dropout off
 
     def in_head(self, parameter_name: str) -> bool:
@@ -67,9 +92,43 @@ class Backbone(nn.Module):
         return any(parameter_name == h or parameter_name.startswith(h + ".") for h in self.head)
 
     def freeze(self) -> None:
-        """Freeze everything but the task head."""
+        """Freeze everything but the task head, running statistics of batch normalisation included."""
         for name, p in self.net.named_parameters():
             p.requires_grad_(self.in_head(name))
+        self.frozen = True
+        self._still_norms()
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch, but batch normalisation that is frozen stays in evaluation mode.
+
+        Otherwise training an adapter would still move the running statistics of a frozen network.
+        """
+        super().train(mode)
+        self._still_norms()
+        return self
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The running statistics that training moves, by name in ``net``: those of norms that are not frozen."""
+        return {
+            f"{name}.{key}" if name else key: buffer
+            for name, norm in self._norms()
+            if not self._is_still(name, norm)
+            for key, buffer in norm.named_buffers(recurse=False)
+        }
+
+    def _norms(self) -> list[tuple[str, nn.Module]]:
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+        return [(name, module) for name, module in self.net.named_modules() if isinstance(module, kinds)]
+
+    def _is_still(self, name: str, norm: nn.Module) -> bool:
+        """A norm is frozen as its scale and shift are; one that has none, as the network is."""
+        own = list(norm.parameters(recurse=False))
+        return not any(p.requires_grad for p in own) if own else self.frozen and not self.in_head(name)
+
+    def _still_norms(self) -> None:
+        for name, norm in self._norms():
+            if self._is_still(name, norm):
+                norm.eval()
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
@@ -77,6 +136,21 @@ class Backbone(nn.Module):
     def loss(self, batch: dict[str, Tensor]) -> Tensor | None:
         """A loss of the model's own (text-to-text models: token cross-entropy), or None for the task's."""
         return None
+
+    def token_losses(self, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:
+        """Of a causal model: cross-entropy (k,) in float32 of the k positions of ``batch["labels"]`` that are not -100.
+
+        ``labels`` (batch, length) are aligned with ``input_ids``: position t is predicted from the positions before
+        it. ``smoothing``: label smoothing. Row-major order.
+        """
+        raise NotImplementedError
+
+    def generate(self, batch: dict[str, Tensor], decoding: Decoding) -> Tensor:
+        """Of a causal model: the new tokens (batch, at most ``max_new_tokens``) int64 after the prompts of ``batch``.
+
+        Prompts are padded on the left; behind the end of a row stands the padding token.
+        """
+        raise NotImplementedError
 
 
 class Model:

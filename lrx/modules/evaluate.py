@@ -19,31 +19,32 @@ def autocast(precision: str, device_type: str) -> AbstractContextManager[object]
 
 @torch.no_grad()
 def predict_split(backbone: Backbone, task: Task, split: str, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """(predictions, references) of ``split`` in file order, as float64 or int64 arrays of length n.
+    """(predictions, references) of ``split`` in file order: arrays of length n of numbers, or of texts (objects).
 
     References of an unlabelled split are empty. Modes of the modules are restored afterwards.
     """
     device = next(backbone.parameters()).device
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
-    predictions, references, order = [], [], []
+    predictions, labels, order = [], [], []
+    references = task.references(split)
     try:
         for batch in task.eval_dataloader(split):
             on_device = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
             with autocast(precision, device.type):
-                outputs = backbone(on_device)
-            predictions.append(task.predict(outputs).cpu().numpy())
+                predictions.append(task.infer(backbone, on_device))
             order.append(batch["index"].numpy())
-            if "labels" in batch:
-                references.append(batch["labels"].numpy())
+            if references is None and "labels" in batch:
+                labels.append(batch["labels"].numpy())
     finally:
         for module, mode in modes.items():
             module.training = mode
     place = np.argsort(np.concatenate(order))
-    labels = np.concatenate(references)[place] if references else np.empty(0)
-    return np.concatenate(predictions)[place], labels
+    if references is None:
+        references = np.concatenate(labels)[place] if labels else np.empty(0)
+    return np.concatenate(predictions)[place], references
 
 
 def score_split(backbone: Backbone, task: Task, split: str, precision: str) -> dict[str, float]:
-    """The official metrics of ``split`` in float64."""
-    return task.score(*predict_split(backbone, task, split, precision))
+    """The metrics of ``split`` in float64."""
+    return task.measure(split, *predict_split(backbone, task, split, precision))

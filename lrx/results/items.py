@@ -7,7 +7,9 @@ its recorded score, which tells a file of another run, or another metric, before
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -41,6 +43,18 @@ class _Sample:
         return self.weights.sum(axis=0, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A file of predictions, each column (n,). References that are texts stand as numbers that tell them apart;
+    predictions that are texts have none, and only ``items``, the values of single items, can be resampled.
+    """
+
+    predictions: NDArray[np.float64]
+    references: NDArray[np.float64]
+    groups: NDArray[np.float64] | None
+    items: dict[str, NDArray[np.float64]]
+
+
 class Items:
     """Bootstrap values of a table's scores. Files are read when first asked for, and once.
 
@@ -52,9 +66,9 @@ class Items:
     def __init__(self, root: Path | None, protocol: Protocol, records: Sequence[RunRecord] = ()) -> None:
         self.root, self.protocol, self.records = root, protocol, records
         self.reasons: dict[str, list[str]] = {}
-        self._tables: dict[str, NDArray[np.float64] | None] = {}
+        self._tables: dict[str, _Table | None] = {}
         self._samples: dict[tuple[str, str], _Sample] = {}
-        self._files: dict[tuple[str, str, str], NDArray[np.float64] | None] = {}
+        self._files: dict[tuple[str, str, str], _Table | None] = {}
         self._values: dict[tuple[str, str, str, str], NDArray[np.float64] | None] = {}
 
     def values(
@@ -102,25 +116,29 @@ class Items:
         return self._values[key]
 
     def _compute(self, path: str, part: str, split: str, metric: str) -> NDArray[np.float64] | None:
+        table = self._read(path, part, split)
+        if table is None:
+            return None
+        if metric in table.items:
+            sample = self._samples[part, split]
+            means = (table.items[metric].astype(np.float32) @ sample.weights) / sample.total.astype(np.float32)
+            return np.asarray(means, dtype=np.float64)
         if metric not in METRICS:
             self._because(f"no bootstrap of the metric {METRIC_NAMES.get(metric, metric)}", f"{part} {split}")
             return None
-        predictions = self._read(path, part, split)
-        if predictions is None:
-            return None
         with np.errstate(invalid="ignore", divide="ignore"):
-            return METRICS[metric](predictions, self._samples[part, split]).astype(np.float64)
+            return METRICS[metric](table.predictions, self._samples[part, split]).astype(np.float64)
 
-    def _read(self, path: str, part: str, split: str) -> NDArray[np.float64] | None:
-        """The predictions (n,) in a file; its references become the part's sample or must be the same."""
+    def _read(self, path: str, part: str, split: str) -> _Table | None:
+        """The predictions in a file; its references become the part's sample or must be the same."""
         key = (path, part, split)
         if key not in self._files:
             self._files[key] = None
             table = self._table(path)
             if table is None:
                 self._because("missing or unreadable prediction files", path)
-            elif self._same_items(table[:, 2], part, split):
-                self._files[key] = table[:, 1]
+            elif self._same_items(table.references, part, split):
+                self._files[key] = table
             else:
                 self._because("predictions of other test items than the other runs'", path)
         return self._files[key]
@@ -140,18 +158,18 @@ class Items:
 
         With them their groups, if a file of these items has some; files of earlier versions have none.
         """
-        votes: dict[bytes, list[NDArray[np.float64]]] = {first.tobytes(): []}
+        votes: dict[bytes, list[_Table]] = {first.tobytes(): []}
         for record in self.records:
             found = record.parts.get(part)
             path = (found.predictions.get(split) or found.last_predictions.get(split)) if found else None
             table = self._table(path) if path else None
             if table is not None:
-                votes.setdefault(np.ascontiguousarray(table[:, 2]).tobytes(), []).append(table)
+                votes.setdefault(table.references.tobytes(), []).append(table)
         most = max(votes.values(), key=len)
-        grouped = next((table for table in most if table.shape[1] == 4), None)
-        return (most[0][:, 2] if most else first), (None if grouped is None else grouped[:, 3])
+        groups = next((table.groups for table in most if table.groups is not None), None)
+        return (most[0].references if most else first), groups
 
-    def _table(self, path: str) -> NDArray[np.float64] | None:
+    def _table(self, path: str) -> _Table | None:
         """The file's table, read once."""
         if path not in self._tables:
             self._tables[path] = _parse(self.root, path) if self.root is not None else None
@@ -182,10 +200,8 @@ def draw(n: int, name: str, groups: NDArray[np.float64] | None = None) -> Floats
     return weights
 
 
-def _parse(root: Path, name: str) -> NDArray[np.float64] | None:
-    """The table (n, 3 or 4) of index, prediction, reference, and the item's group if it has that.
-
-    None if the file is missing, no such table, or not below root.
+def _parse(root: Path, name: str) -> _Table | None:
+    """The columns of a file of predictions; None if it is missing, no such file, or not below root.
 
     A record may come from elsewhere: it must not make us read a device or wander off.
     """
@@ -193,15 +209,37 @@ def _parse(root: Path, name: str) -> NDArray[np.float64] | None:
     if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
-        head, _, body = text.partition("\n")
-        table = np.array(body.replace("\n", ",").rstrip(",").split(","), dtype=np.float64)
+        head, _, body = path.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):
         return None
-    width = {"index,prediction,reference": 3, "index,prediction,reference,group": 4}.get(head)
-    if width is None or len(table) == 0 or len(table) % width:
+    names = head.split(",")
+    if names[:3] != ["index", "prediction", "reference"] or not body:
         return None
-    return table.reshape(-1, width)
+    try:  # numbers alone: much faster than the csv module
+        table = np.array(body.replace("\n", ",").rstrip(",").split(","), dtype=np.float64).reshape(-1, len(names))
+    except ValueError:
+        return _of_texts(names, body)
+    return _columns(names, [np.ascontiguousarray(column) for column in table.T])
+
+
+def _of_texts(names: Sequence[str], body: str) -> _Table | None:
+    try:
+        rows = list(csv.reader(io.StringIO(body, newline=""), strict=True))
+        columns = list(zip(*rows, strict=True))
+        numbers = [np.array(column, dtype=np.float64) for column in columns[3:]]
+    except (csv.Error, ValueError):
+        return None
+    if len(columns) != len(names) or len(names) == 3:
+        return None
+    references = np.array([zlib.crc32(text.encode()) for text in columns[2]], dtype=np.float64)
+    nothing = np.full(len(rows), np.nan)
+    return _columns(names, [nothing, nothing, references, *numbers])
+
+
+def _columns(names: Sequence[str], columns: Sequence[NDArray[np.float64]]) -> _Table:
+    found = dict(zip(names, columns, strict=True))
+    items = {name.removeprefix("item."): column for name, column in found.items() if name.startswith("item.")}
+    return _Table(found["prediction"], found["reference"], found.get("group"), items)
 
 
 def _stored(part: Part, split: str, step: int | None) -> str | None:

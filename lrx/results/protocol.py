@@ -35,7 +35,7 @@ class Protocol(BaseModel):
     """What a table reports of each run.
 
     ``checkpoint``: ``selected``, the one that the run kept (by ``trainer.select``); ``last``, the last step; ``best``,
-    the best evaluation on the selection split by the part's primary metric; ``mean_last_k``, the mean over the last
+    the best evaluation on the selection split by what selects models; ``mean_last_k``, the mean over the last
     ``k`` evaluations; ``best_on_test``, the evaluation that is best in the reported number itself, which is optimistic
     and refused without ``unsafe=best_on_test``.
     ``std``: what ± means, the standard deviation over ``seeds`` or the standard error over test ``items``.
@@ -182,14 +182,14 @@ def read(part: Part, split: str, metric: str, protocol: Protocol, kept: str = "b
 
 
 def best_entry(part: Part) -> dict[str, Any] | None:
-    """The evaluation with the best primary metric on the selection split: the first of equal ones, as training keeps.
+    """The evaluation that is best on the selection split: the first of equal ones, as training keeps.
 
     NaN never wins over a number. None when the selection split was never scored.
     """
-    sign = 1 if part.higher_is_better.get(part.primary, True) else -1
+    sign = 1 if part.higher_is_better.get(part.selects_by, True) else -1
     best, best_score = None, math.nan
     for entry in part.curve:
-        score = entry["splits"].get("select", {}).get(part.primary)
+        score = entry["splits"].get("select", {}).get(part.selects_by)
         if score is None:
             continue
         if best is None or sign * score > sign * best_score or (math.isnan(best_score) and not math.isnan(score)):

@@ -49,7 +49,7 @@ class RecordError(UserError):
 class Part:
     """What one part of a benchmark (e.g. RTE of GLUE) gave."""
 
-    primary: str  # the metric that selects models
+    primary: str  # the metric that fills a table's cell
     higher_is_better: dict[str, bool]
     metrics: Metrics = field(default_factory=dict)  # of the selected checkpoint
     last: Metrics = field(default_factory=dict)  # of the last step's weights
@@ -64,6 +64,12 @@ class Part:
     # One entry per evaluation in step order, the last step at the end; records of earlier versions have none:
     # {"step": 40, "splits": {"select": {"accuracy": 0.80}, "test": {"accuracy": 0.79}}}
     curve: list[dict[str, Any]] = field(default_factory=list)
+    selector: str = ""  # the metric that selects models, where it is not the primary one
+
+    @property
+    def selects_by(self) -> str:
+        """The metric on the selection split that decides between weights and between trials."""
+        return self.selector or self.primary
 
 
 @dataclass

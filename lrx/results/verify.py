@@ -83,7 +83,7 @@ def verify(
         blocks.append(Block(name, title, block.caption, block.header, block.rows, block.notes, block.widths))
     mark = f" (of some sweeps {MARK})" if marked else ""
     intro = [
-        f"{len(found)} claims of {len(blocks)} sweeps: {claims.summary(found)}{mark}.",
+        f"{_count(len(found), 'claim')} of {_count(len(blocks), 'sweep')}: {claims.summary(found)}{mark}.",
         *([f"Counted apart: {claims.by_origin(found)}."] if found else []),
         "Each claim is judged by itself, at 95%; claims are not adjusted for each other, so that of many some hold or "
         "fail by chance.",

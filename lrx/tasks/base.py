@@ -22,13 +22,15 @@ from lrx.models.base import Backbone, Inputs, Outputs
 class Task(pl.LightningDataModule):
     """One part of a benchmark, e.g. RTE of GLUE.
 
-    ``name``: the part's name in records and tables. ``primary``: the metric that selects models and fills a table's
-    cell; ``higher_is_better``: metric -> direction; ``unlabelled``: test splits with hidden labels, for a submission;
+    ``name``: the part's name in records and tables. ``primary``: the metric that fills a table's cell; ``selector``:
+    the one that selects models, where it is another (an answer's loss costs less than its generation);
+    ``higher_is_better``: metric -> direction; ``unlabelled``: test splits with hidden labels, for a submission;
     ``notes``: counts of irregular examples.
     """
 
     name: str
     primary: str
+    selector: str = ""
     higher_is_better: Mapping[str, bool]
     inputs: Inputs
     outputs: Outputs
@@ -57,6 +59,10 @@ class Task(pl.LightningDataModule):
         """Scalar training loss of a batch."""
         raise NotImplementedError
 
+    def infer(self, backbone: Backbone, batch: dict[str, Any]) -> np.ndarray:
+        """Predictions (batch,) of a batch; texts are objects. The modules are in evaluation mode, without gradients."""
+        return self.predict(backbone(batch)).cpu().numpy()
+
     def predict(self, outputs: Tensor) -> Tensor:
         """Model outputs (batch, size) -> predictions (batch,): class ids (int64) or values (float64)."""
         raise NotImplementedError
@@ -64,6 +70,22 @@ class Task(pl.LightningDataModule):
     def score(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         """The official metrics over a whole split, in float64."""
         raise NotImplementedError
+
+    def references(self, split: str) -> np.ndarray | None:
+        """What the predictions of a split are held against (n,); None where its batches have it as ``labels``."""
+        return None
+
+    def measure(self, split: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        """The metrics of a split: the official ones, unless ``select`` is measured by another."""
+        return self.score(predictions, references)
+
+    def item_scores(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        """For metrics that are means over items and cannot be computed from two numbers: their values (n,)."""
+        return {}
+
+    def tracked(self) -> Sequence[str]:
+        """The reported splits that are scored at every evaluation during training, for the curve."""
+        return self.reported
 
     def groups(self, split: str) -> list[int] | None:
         """For each example of a split the number of the document that it is from; None where each is its own."""

@@ -77,11 +77,11 @@ def encode(
     if not warm.active():
         return _encode(split, tokenizer, max_length, instruction, regression)
     options = (max_length, instruction, regression, tokenizer.padding_side)
-    key = ("tokens", split.digest(), _tokenizer_digest(tokenizer), *options)
+    key = ("tokens", split.digest(), tokenizer_digest(tokenizer), *options)
     return warm.keep(key, lambda: _encode(split, tokenizer, max_length, instruction, regression))
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
     """What the tokenizer does to a text, as 64 hex digits; slow tokenizers are told apart by object only.
 
     Taken once: what a tokenizer says of itself changes with the last truncation that was asked of it.

@@ -15,7 +15,7 @@ from lrx.tuning.journal import OPEN, Trial
 def judge(trial: Trial, folder: Path) -> Trial:
     """The trial with what its runs below ``folder`` gave; still open while one of them has no final record.
 
-    The score is the mean over parts and seeds of the primary metric on the selection split after the last step,
+    The score is the mean over parts and seeds of what selects models on the selection split after the last step,
     negative where lower is better. A run that failed, or a score that is no number, makes the trial a failed one.
     """
     records = []
@@ -41,8 +41,8 @@ def _of_records(trial: Trial, records: Sequence[RunRecord]) -> Trial:
     for record in records:
         for name, part in record.parts.items():
             value = selection_score(part)
-            scores.setdefault(f"{name} {part.primary}", []).append(value)
-            signed.append(value if part.higher_is_better.get(part.primary, True) else -value)
+            scores.setdefault(f"{name} {part.selects_by}", []).append(value)
+            signed.append(value if part.higher_is_better.get(part.selects_by, True) else -value)
     parts = {name: statistics.fmean(values) for name, values in scores.items()}
     finite = {name: value for name, value in parts.items() if math.isfinite(value)}
     if len(finite) < len(parts):
@@ -52,8 +52,8 @@ def _of_records(trial: Trial, records: Sequence[RunRecord]) -> Trial:
 
 
 def selection_score(part: Part) -> float:
-    """The primary metric of the last step's weights on the selection split; NaN when it was not scored."""
-    return float(part.last.get("select", {}).get(part.primary, math.nan))
+    """What selects models, of the last step's weights on the selection split; NaN when it was not scored."""
+    return float(part.last.get("select", {}).get(part.selects_by, math.nan))
 
 
 def metric_text(trial: Trial) -> str:

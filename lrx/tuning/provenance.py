@@ -47,7 +47,8 @@ def caption(records: Iterable[RunRecord]) -> str:
     sizes, seeds = {0}, {0}
     for record in records:
         if not in_force(record.config):
-            plain[record.method] = None
+            if any(part.steps for part in record.parts.values()):  # what is not trained is not tuned
+                plain[record.method] = None
             continue
         tuned = record.config["tuned"]
         rounds.setdefault(_round(tuned), {})[record.method] = None

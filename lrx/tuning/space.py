@@ -106,7 +106,8 @@ class Tune(_Node):
     """How a sweep is tuned.
 
     ``seed``: of the trials, none of the table's. ``overrides``: of every trial, e.g. the sub-tasks to tune on.
-    ``default``: the space of every method; ``rows``: what is different for a row, ``null`` where a key has no meaning.
+    ``default``: the space of every method; ``rows``: what is different for a row, ``null`` where a key has no meaning;
+    a row in which every key is ``null`` is not tuned.
     """
 
     seed: int | list[int]

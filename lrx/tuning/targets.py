@@ -63,6 +63,8 @@ def targets(sweep: Sweep, chosen: Sequence[str], overrides: Sequence[str], folde
         raise UserError(f"sweep.tune.seed={min(shared)} is a seed of the table; tune with another one")
     found, files, composer = [], dict[Path, str](), Composer()
     for row in rows:
+        if not chosen and row.key in sweep.tune.rows and not sweep.tune.space(row.key):
+            continue  # it has nothing to tune, and the sweep says so
         job = next((job for job in jobs if row.matches(job.method, job.config)), None)
         if job is None:
             if chosen:
@@ -87,6 +89,9 @@ def _target(
     space = tune.space(row.key)
     if not space:
         raise UserError(f"sweep.tune: nothing to tune for row {row.key}; give sweep.tune.default or rows.{row.key}")
+    for word in overrides:
+        if (key := _key(word)) in space:
+            raise UserError(f"{word}: {sweep.name} tunes {key} of row {row.key}; leave it out, or change sweep.tune")
     grid = [word for word in job if word not in overrides]
     words = _last_of_each([*grid, *tune.overrides, *overrides, "trial=true", f"paths.root={folder}"])
     base = [word for word in words if _key(word) not in {"seed", *space}]

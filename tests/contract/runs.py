@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Result
 
-METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+# All but the one that takes no step.
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml") if path.stem != "none")
 
 SMALL = [
     "scale=smoke", "task.subset=sentiment", "logger=none", "trainer.max_steps=2", "task.train_limit=16",

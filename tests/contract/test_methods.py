@@ -19,7 +19,8 @@ from lrx.nn.targets import find_targets
 
 torch.set_num_threads(1)
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+# All but the one that trains nothing.
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
 # Further cases: a name and options that change how a method works inside. Learning rates: see FAST.
 VARIANTS = {
     "altlora-joint": ("altlora", {"mode": "joint", "first": "B", "bias_correction": True}),

@@ -288,6 +288,29 @@ def test_runs_write_the_documents_that_items_are_from(tmp_path: Path) -> None:
     write_predictions(tmp_path / "with.csv", np.arange(6), np.arange(6), groups)
     write_predictions(tmp_path / "without.csv", np.arange(6), np.arange(6))
     tables = [items._parse(tmp_path, f"{name}.csv") for name in ("with", "without")]
-    assert [None if table is None else table.shape for table in tables] == [(6, 4), (6, 3)]
-    assert tables[0] is not None
-    assert tables[0][:, 3].tolist() == groups
+    assert all(table is not None and table.predictions.tolist() == list(range(6)) for table in tables)
+    assert [None if table is None or table.groups is None else table.groups.tolist() for table in tables] == [
+        groups,
+        None,
+    ]
+
+
+def test_texts_are_resampled_by_the_values_of_their_items(tmp_path: Path) -> None:
+    """Quotes, commas, line breaks of every kind and nothing at all in a text leave its row where it is."""
+    from lrx.training import write_predictions
+
+    texts = np.array(['He said "18, no 20"', "a\nb\r\nc\rd", "", "#### 18", "x,y"], dtype=object)
+    references = np.array(["18", "a\nb", "[]", "18", '["x", "y,z"]'], dtype=object)
+    right = np.array([1.0, 0.0, 0.0, 1.0, 0.25])
+    write_predictions(
+        tmp_path / "a.csv", texts, references, [0, 0, 1, 2, 3], {"exact_match": right, "other": right * 2}
+    )
+    write_predictions(tmp_path / "b.csv", texts[::-1].copy(), references, None, {"exact_match": right})
+    first, second = (items._parse(tmp_path, f"{name}.csv") for name in "ab")
+    assert first is not None and second is not None
+    assert np.array_equal(first.references, second.references)
+    assert first.references[0] == first.references[3] != first.references[1]
+    assert first.items["exact_match"].tolist() == right.tolist() == (first.items["other"] / 2).tolist()
+    assert first.groups is not None and first.groups.tolist() == [0, 0, 1, 2, 3]
+    write_predictions(tmp_path / "c.csv", texts, references)
+    assert items._parse(tmp_path, "c.csv") is None  # nothing in it can be resampled

@@ -297,6 +297,7 @@ def test_two_processes_do_not_tune_at_once(tmp_path: Path) -> None:
         (["budget=1", "seed=3"], "seed=3: tuning sets seed itself"),
         (["budget=1", "trial=false"], "tuning sets trial itself"),
         (["budget=1", "paths.root=x"], "tuning sets paths.root itself"),
+        (["budget=1", "method=lora", "method.lr=1e-3"], "method.lr=1e-3: altlora_glue tunes method.lr of row lora"),
         (["budget=1", "method.lrr=1"], "did you mean 'lr'?"),
         (["budget=1", "trainer.evaluations=0"], "tuning needs the selection score of the last step"),
         (["budget=1", "rerun=all"], "rerun=all: expected rerun=failed"),

@@ -105,7 +105,7 @@ def trial_files(sweep: Sweep, table: Table) -> list[Path]:
 
 
 def curves(sweep: Sweep, table: Table) -> Figure:
-    """Per part the primary metric on the selection split and the training loss against the step, over the seeds.
+    """Per part what selects models on the selection split and the training loss against the step, over the seeds.
 
     ``{"parts": [{"name", "select": {"label", "lines"}, "loss": {...}}]}``, a line ``{"row", "n", "x", "mean", "low",
     "high"}`` with the smallest and largest seed.
@@ -113,11 +113,11 @@ def curves(sweep: Sweep, table: Table) -> Figure:
     names = dict.fromkeys(name for line in table.lines for record in line.finished for name in record.parts)
     parts = []
     for name in names:
-        primary = next(r.parts[name].primary for line in table.lines for r in line.finished if name in r.parts)
+        metric = next(r.parts[name].selects_by for line in table.lines for r in line.finished if name in r.parts)
         evaluations = [_over_seeds(line, row, partial(_evaluations, name)) for row, line in enumerate(table.lines)]
         losses = [_over_seeds(line, row, partial(_losses, table, name)) for row, line in enumerate(table.lines)]
         found = {
-            "select": {"label": f"selection {primary}", "lines": [line for line in evaluations if line]},
+            "select": {"label": f"selection {metric}", "lines": [line for line in evaluations if line]},
             "loss": {"label": "training loss", "lines": [line for line in losses if line]},
         }
         if any(panel["lines"] for panel in found.values()):
@@ -184,12 +184,12 @@ def _over_seeds(line: Line, row: int, curve_of: Callable[[RunRecord], dict[int, 
 
 
 def _evaluations(name: str, record: RunRecord) -> dict[int, float]:
-    """Step -> primary metric on the selection split."""
+    """Step -> what selects models on the selection split."""
     part = record.parts.get(name)
     if part is None:
         return {}
     splits = {entry["step"]: entry["splits"].get("select", {}) for entry in part.curve}
-    return {step: float(metrics[part.primary]) for step, metrics in splits.items() if part.primary in metrics}
+    return {step: float(metrics[part.selects_by]) for step, metrics in splits.items() if part.selects_by in metrics}
 
 
 def _losses(table: Table, part: str, record: RunRecord) -> dict[int, float]:
