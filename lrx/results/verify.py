@@ -90,3 +90,7 @@ def verify(
         "What each word and number means: docs/statistics.md.",
     ]
     return Verified(Document("claims", f"Claims{mark}", intro, blocks), found, problems, broken)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
