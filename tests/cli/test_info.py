@@ -35,7 +35,7 @@ def test_every_method_says_what_it_must(name: str) -> None:
         sections
     )
     assert sections["departures from the official code and the paper"][0].startswith("Departure")
-    if name not in ("head", "peft"):
+    if name not in ("head", "none", "peft"):
         assert any(line.startswith("    ") and "=" in line for line in sections["what it does"]), "no equations"
     whole = "\n".join(line for lines in sections.values() for line in lines)
     assert sorted(whole.split()) == sorted(registry.find("methods", name).doc.split())  # nothing is lost
@@ -127,7 +127,8 @@ def test_every_hub_model_has_its_shapes() -> None:
     from lrx.results.sweep import load_yaml
 
     hub = [load_yaml(choice.path) for choice in desk.choices("models").values() if choice.path]
-    assert {model["path"] for model in hub if model.get("weights") == "hub"} == set(HUB)
+    # timm knows the shapes of its architectures by itself
+    assert {m["path"] for m in hub if m.get("weights") == "hub" and m["family"] != "timm"} == set(HUB)
 
 
 def test_a_method_with_records(info, tmp_path) -> None:
