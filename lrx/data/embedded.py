@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import os
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -32,9 +29,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from lrx.data.packages import download
 from lrx.data.splits import Split, rank
 from lrx.errors import UserError
 
+REQUIREMENT = "vaderSentiment==0.5"
 ARCHIVE = "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -214,33 +213,14 @@ def fetch(root: Path | None = None) -> Path:
             try:
                 sentences(root)  # another process may have brought it meanwhile
             except UserError:
-                for file, data in _unpack(_download(Path(temporary))):
+                archive = download(REQUIREMENT, ARCHIVE, ARCHIVE_SHA256, Path(temporary))
+                for file, data in _unpack(archive):
                     part = Path(temporary) / file
                     part.write_bytes(data)
                     os.replace(part, where / file)
     except OSError as error:
         raise UserError(f"cannot write the cache folder {where}: {error.strerror}; set LRX_CACHE to another") from None
     return where
-
-
-def _download(temporary: Path) -> Path:
-    """The source archive by pip, which checks its hash before it looks inside."""
-    requirements = temporary / "requirements.txt"
-    requirements.write_text(f"vaderSentiment==0.5 --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
-    # pip reads a source archive's metadata by its setup.py, for which it fetches setuptools where there is none
-    isolation = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
-    command = [
-        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps"),
-        *("--no-binary", "vaderSentiment", *isolation, "--require-hashes"),
-        *("-r", str(requirements), "-d", str(temporary)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    archive = temporary / ARCHIVE
-    if not archive.is_file():
-        lines = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-1:]
-        reason = lines[0] if lines else f"exit code {done.returncode}"
-        raise UserError(f"pip could not download vaderSentiment 0.5: {reason[:300]}; is the package index reachable?")
-    return archive
 
 
 def _unpack(archive: Path) -> Iterator[tuple[str, bytes]]:

