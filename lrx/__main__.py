@@ -261,6 +261,21 @@ def fetch(
 
 
 @app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(help="mini_vit.", show_default=False)],
+) -> None:
+    """Make the weights of a small backbone that no package has, once, in minutes, into the cache."""
+    from lrx.data import pretraining
+
+    pretraining.folder(name)  # a wrong name is told before torch is imported
+    from lrx.experiment import quiet_libraries
+    from lrx.models import pretrain as recipes
+
+    quiet_libraries()
+    print(recipes.pretrain(name))
+
+
+@app.command()
 def export(
     record: Annotated[str, typer.Argument(help="A record's path, or its run id below ROOT.", show_default=False)],
     form: Annotated[str, typer.Option("--format", help="peft or merged.")] = "peft",

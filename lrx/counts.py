@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lrx import registry
-from lrx.callbacks.lens import tuned_layers
+from lrx.callbacks.lens import is_matrix, tuned_layers
+from lrx.data import pretraining
 from lrx.errors import UserError
 from lrx.experiment import build_suite, quiet_libraries
 from lrx.methods.base import Method, split_trainable
 from lrx.models.base import Backbone
-from lrx.models.shapes import HUB
+from lrx.models.shapes import HUB, PACKAGED
 from lrx.models.weights import resolve
+from lrx.nn.lowrank import matrix
 from lrx.schema import Settings
 from lrx.tasks.base import Task
 
@@ -77,9 +78,13 @@ def network(task: Task, settings: Settings) -> Backbone:
     """The backbone for ``task``, on the meta device."""
     if settings.model["family"] == "sequence_classifier" and settings.model["weights"] != "random":
         return _classifier(_architecture(settings.model), task.outputs.size)
+    if settings.model["family"] == "causal_lm" and settings.model["weights"] != "random":
+        return _decoder(_architecture(settings.model), task)
     section = {key: value for key, value in settings.model.items() if key not in ("name", "family")}
     if section.get("weights") != "random":
-        section |= {"config": _architecture(settings.model), "weights": "random", "path": None, "revision": None}
+        if settings.model["family"] != "timm":  # which knows its architectures by name
+            section["config"] = _architecture(settings.model)
+        section |= {"weights": "random", "path": None, "revision": None}
         if "tokenizer" in registry.find("models", settings.model["family"]).signature:
             section["tokenizer"] = STAND_IN
     family = registry.load("models", settings.model["family"])
@@ -100,18 +105,32 @@ def _classifier(architecture: dict[str, Any], size: int) -> Backbone:
     return Backbone(net, head=HEADS[config.model_type], roles=ROLES[config.model_type])
 
 
+def _decoder(architecture: dict[str, Any], task: Task) -> Backbone:
+    """A pretrained causal model's network. Its config may hold keys that ``model.config`` may not (older ones)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lrx.models.causal_lm import CausalLM, prepared
+    from lrx.models.tokenizers import bytes_tokenizer
+
+    CausalLM.check_task(task.inputs, task.outputs)
+    config = AutoConfig.for_model(**architecture)
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        return prepared(net, bytes_tokenizer())
+
+
 def _count(task: Task, settings: Settings) -> Counts:
     backbone = network(task, settings)
     total = sum(p.numel() for p in backbone.net.parameters())
     arguments = {key: value for key, value in settings.method.items() if key != "name"}
     method: Method = registry.load("methods", settings.method["name"])(**arguments)
-    shapes = {name: tuple(layer.weight.shape) for name, layer in backbone.net.named_modules() if _is_linear(layer)}
+    shapes = {name: tuple(matrix(layer).shape) for name, layer in backbone.net.named_modules() if is_matrix(layer)}
     method.adapt(backbone, torch.Generator().manual_seed(0))
     adapter, head = split_trainable(backbone)
     trained = sum(p.numel() for _, p in adapter)
     in_head = sum(p.numel() for _, p in head)
     names, state = _adapted(method, backbone, trained)
-    matrices = Counter((_role(name, backbone), *shapes[name]) for name in names if name in shapes)
+    matrices = Counter((_role(name, backbone), m, n) for name in names if name in shapes for m, n in [shapes[name]])
     return Counts(task.name, total, in_head, trained, state + 2 * in_head, dict(matrices))
 
 
@@ -122,12 +141,12 @@ def _adapted(method: Method, backbone: Backbone, trained: int) -> tuple[list[str
         others = trained - sum(method.trainable_per_matrix(*shape) for shape in shapes)
         return [pair.name for pair in pairs], sum(method.state_per_matrix(*shape) for shape in shapes) + 2 * others
     if layers := list(tuned_layers(backbone)):
-        m, n = backbone.net.get_submodule(layers[0]).base_layer.weight.shape
+        m, n = matrix(backbone.net.get_submodule(layers[0]).base_layer).shape
         return layers, trained * method.state_per_matrix(m, n) // max(1, method.trainable_per_matrix(m, n))
     names = [
         name
         for name, layer in backbone.net.named_modules()
-        if _is_linear(layer) and layer.weight.requires_grad and not backbone.in_head(name)
+        if is_matrix(layer) and layer.weight.requires_grad and not backbone.in_head(name)
     ]
     return names, 2 * trained  # AdamW on the network's own parameters
 
@@ -141,10 +160,12 @@ def _architecture(model: dict[str, Any]) -> dict[str, Any]:
                 f"model={model['name']}: the shapes of {path!r} are not known here; give model.weights=local"
             )
         return HUB[path]
-    where, _ = resolve(model["weights"], path)
+    if model["weights"] == "package" and path in PACKAGED:
+        return PACKAGED[path]
+    where = str(pretraining.made(path)) if model["weights"] == "made" else resolve(model["weights"], path)[0]
     raw = json.loads((Path(where) / "config.json").read_text(encoding="utf-8"))
     labels = {"id2label", "label2id", "num_labels", "architectures", "dtype", "torch_dtype", "transformers_version"}
-    dropped = labels if model["family"] == "sequence_classifier" else labels | {"model_type"}
+    dropped = labels | {"model_type"} if model["family"] == "text_to_text" else labels
     return {key: value for key, value in raw.items() if key not in dropped and not key.startswith("_")}
 
 
@@ -153,7 +174,3 @@ def _role(name: str, backbone: Backbone) -> str:
         if re.search(rf"(?:^|\.)(?:{pattern})$", name):
             return role
     return re.sub(r"(^|\.)\d+(?=\.)", "", name).lstrip(".")
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear)

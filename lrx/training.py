@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from lrx import config as lrx_config
-from lrx import registry, slurm, stop, warm
+from lrx import registry, sharding, slurm, stop, warm
 from lrx.callbacks.costs import Costs, resident_now
 from lrx.callbacks.extra import extra_callbacks, report_of
 from lrx.callbacks.lens import lens_of
@@ -209,7 +209,7 @@ def fit(
         settings,
         accelerator=settings.trainer.accelerator,
         devices=settings.trainer.devices,
-        strategy=settings.trainer.strategy,
+        strategy=sharding.strategy(settings.trainer.strategy, module.backbone, settings.trainer.clip),
         precision=settings.trainer.precision,
         max_steps=module.schedule.steps,
         max_epochs=-1,

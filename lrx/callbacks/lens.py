@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from lrx.methods.base import Method
 from lrx.models.base import Backbone
 from lrx.modules.supervised import Supervised
 from lrx.nn import spectrum
-from lrx.nn.targets import find_targets
+from lrx.nn.lowrank import matrix
+from lrx.nn.targets import KEYWORDS, find_targets, is_grouped
 from lrx.schema import Settings
 
 T = TypeVar("T")
@@ -186,11 +188,11 @@ def look_at(method: Method, backbone: Backbone, target_modules: str | list[str] 
     elif layers := tuned_layers(backbone):
         found = [_compared(*item) for item in _selected(layers, backbone, target_modules).items()]
     else:
-        linear = {name: layer for name, layer in backbone.net.named_modules() if isinstance(layer, nn.Linear)}
+        layers = {name: layer for name, layer in backbone.net.named_modules() if is_matrix(layer)}
         own = {
-            name: layer for name, layer in linear.items() if layer.weight.requires_grad and not backbone.in_head(name)
+            name: layer for name, layer in layers.items() if layer.weight.requires_grad and not backbone.in_head(name)
         }
-        usual = DIRECT if set(DIRECT) <= set(backbone.roles) else "all-linear"
+        usual = DIRECT if set(DIRECT) <= set(backbone.roles) else "all"
         found = [_compared(*item) for item in _selected(own, backbone, target_modules or usual).items()]
     if not found:
         wish = "" if target_modules is None else f" among callbacks.lens.target_modules={target_modules}"
@@ -200,23 +202,38 @@ def look_at(method: Method, backbone: Backbone, target_modules: str | list[str] 
 
 def _selected(layers: dict[str, T], backbone: Backbone, target_modules: str | list[str] | None) -> dict[str, T]:
     """Those of ``layers`` that ``target_modules`` selects."""
-    if target_modules is None or target_modules == "all-linear":
+    if target_modules is None:
         return layers
+    if isinstance(target_modules, str) and target_modules in KEYWORDS:
+        kept = KEYWORDS[target_modules]
+        return {name: layer for name, layer in layers.items() if isinstance(inner(backbone, name), kept)}
     kinds = (nn.Module,)  # an adapted layer may be of any class
     try:
-        names = find_targets(backbone.net, target_modules, roles=backbone.roles, head=backbone.head, kinds=kinds)
+        rule: dict[str, Any] = {"roles": backbone.roles, "head": backbone.head, "kinds": kinds, "grouped": True}
+        names = find_targets(backbone.net, target_modules, **rule)
     except UserError as error:
         raise UserError(str(error).replace("method.target_modules", "callbacks.lens.target_modules")) from None
     return {name: layer for name, layer in layers.items() if name in names}
 
 
 def tuned_layers(backbone: Backbone) -> dict[str, nn.Module]:
-    """Layers of peft around a linear one."""
+    """Layers of peft around a linear one or a convolution."""
     return {
         name: module
         for name, module in backbone.net.named_modules()
-        if isinstance(getattr(module, "base_layer", None), nn.Linear) and not backbone.in_head(name)
+        if isinstance(getattr(module, "base_layer", None), nn.Linear | nn.Conv2d) and not backbone.in_head(name)
     }
+
+
+def is_matrix(layer: nn.Module) -> bool:
+    """Whether a layer's weight is one matrix: a linear layer, or a convolution in one group."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and not is_grouped(layer))
+
+
+def inner(backbone: Backbone, name: str) -> nn.Module:
+    """The layer of that name, or the one that an adapter wraps there."""
+    layer = backbone.net.get_submodule(name)
+    return getattr(layer, "base_layer", None) or getattr(layer, "base", None) or layer
 
 
 def _factored(weight: Tensor, B: Tensor, A: Tensor, scaling: float, name: str) -> Looking:
@@ -237,9 +254,13 @@ def _compared(name: str, layer: nn.Module) -> Looking:
 @torch.no_grad()
 def response(layer: nn.Module) -> Tensor:
     """The (m, n) matrix by which a linear-like layer acts, adapters included and dropout off, as a copy on the CPU."""
-    if type(layer) is nn.Linear:
-        return layer.weight.detach().to("cpu", copy=True)
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return matrix(layer).detach().to("cpu", copy=True)
     base: Any = getattr(layer, "base_layer", layer)
+    if isinstance(base, nn.Conv2d):  # unit vectors would have to be laid under the kernel, whatever the padding
+        folded: Any = copy.deepcopy(layer).eval()
+        folded.merge()
+        return matrix(folded.get_base_layer()).detach().to("cpu", copy=True)
     modes = [(module, module.training) for module in layer.modules()]
     layer.eval()
     try:

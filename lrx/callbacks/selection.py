@@ -24,8 +24,8 @@ class Selection(pl.Callback):
     better score after which training stops, or None. Without a selection split no weights are kept.
 
     ``curve``: one entry per evaluation, ``{"step": 40, "splits": {"select": {"accuracy": 0.8}, "test": {...}}}``, with
-    the reported splits that the task tracks, so that a table can follow another reporting protocol without running again. Nothing here is
-    decided by them. The entry of the last step lacks them: the final scoring computes the same numbers.
+    the reported splits that the task tracks, so that a table can follow another reporting protocol without running
+    again. Nothing here is decided by them. The entry of the last step lacks them: the final scoring computes the same.
     """
 
     def __init__(self, steps: set[int], split: str | None, best_file: Path, precision: str, patience: int | None):

@@ -1,7 +1,8 @@
-"""GLUE from the Hugging Face hub: ``nyu-mll/glue`` at a fixed revision, one parquet file per task and split.
+"""Data sets on the Hugging Face hub, and GLUE from there (``nyu-mll/glue``, one parquet file per task and split).
 
-Files already in the hub's local cache are used without any request. Otherwise the endpoint (``HF_ENDPOINT``, or a
-proxy on the way) is tried with a short time-out first, because the client itself retries for minutes.
+``Repository`` is what every data set uses. Files already in the hub's local cache are used without any request.
+Otherwise the endpoint (``HF_ENDPOINT``, or a proxy on the way) is tried with a short time-out first, because the client
+itself retries for minutes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,72 @@ REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 PROBE_SECONDS = 3.0
 
 
+@dataclass(frozen=True)
+class Repository:
+    """A data set's repository ``name`` at ``revision``. ``otherwise``: what else the user can do without the hub."""
+
+    name: str
+    revision: str
+    otherwise: str
+
+    def check(self, files: Iterable[str]) -> None:
+        """Raise ``UserError`` in at most about 3 s unless every file is cached or the hub can be reached."""
+        missing = [file for file in files if self.cached(file) is None]
+        if missing and (problem := unreachable()):
+            raise UserError(self._advice(missing[0], problem))
+
+    def cached(self, file: str) -> Path | None:
+        """The file in the hub's local cache, or None. No request is made and no library imported."""
+        root = _cache_root() / ("datasets--" + self.name.replace("/", "--"))
+        commit = self.revision
+        reference = root / "refs" / commit
+        if reference.is_file():
+            commit = reference.read_text(encoding="utf-8").strip()
+        path = root / "snapshots" / commit / file
+        return path if path.is_file() else None
+
+    def get(self, file: str) -> Path:
+        """The file, downloaded when it is not cached. Raises ``UserError`` when the hub cannot deliver it."""
+        if path := self.cached(file):
+            return path
+        if problem := unreachable():
+            raise UserError(self._advice(file, problem))
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=self.revision))
+        except Exception as error:  # HTTP, SSL and cache errors of several libraries
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise UserError(self._advice(file, f"{type(error).__name__}: {first}"[:200])) from None
+
+    def _advice(self, file: str, problem: str) -> str:
+        return (
+            f"task.source=hub: cannot get {file} of {self.name} ({problem}); connect, set HF_ENDPOINT to a mirror, "
+            f"or use {self.otherwise}"
+        )
+
+
+def read_parquet(path: Path, needed: Iterable[str]) -> dict[str, list[Any]]:
+    """The columns of a parquet file. Raises ``UserError`` when it is not readable or lacks a ``needed`` column."""
+    import datasets  # slow to import: only where it is needed
+
+    datasets.disable_progress_bars()
+    try:
+        columns: dict[str, Any] = datasets.Dataset.from_parquet(str(path), keep_in_memory=True).to_dict()
+    except Exception as error:  # the reader's errors have no common base
+        raise UserError(f"{path} is not readable as parquet ({type(error).__name__}); delete it and repeat") from None
+    if missing := [column for column in needed if column not in columns]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}")
+    return columns
+
+
+def glue(revision: str | None = None) -> Repository:
+    """GLUE's repository, at the fixed revision unless another is given."""
+    return Repository(
+        REPOSITORY, revision or REVISION, "task.source=local task.data_dir=<GLUE folder> or task.source=embedded"
+    )
+
+
 def file_name(spec: Spec, split: str) -> str:
     """The parquet file of a split inside the repository."""
     return f"{spec.name}/{split}-00000-of-00001.parquet"
@@ -31,9 +99,7 @@ def file_name(spec: Spec, split: str) -> str:
 
 def check(needed: Iterable[tuple[Spec, str]], revision: str | None = None) -> None:
     """Raise ``UserError`` in at most about 3 s unless every file is cached or the hub can be reached."""
-    missing = [file_name(spec, split) for spec, split in needed if cached(file_name(spec, split), revision) is None]
-    if missing and (problem := unreachable()):
-        raise UserError(_advice(missing[0], problem))
+    glue(revision).check([file_name(spec, split) for spec, split in needed])
 
 
 def load(spec: Spec, split: str, revision: str | None = None) -> Split:
@@ -41,19 +107,8 @@ def load(spec: Spec, split: str, revision: str | None = None) -> Split:
 
     Raises ``UserError`` when the hub cannot deliver the file or the file is not what it should be.
     """
-    name = file_name(spec, split)
-    path = cached(name, revision) or _download(name, revision or REVISION)
-    import datasets  # slow to import: only where it is needed
-
-    datasets.disable_progress_bars()
-    try:
-        table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-        columns: dict[str, Any] = table.to_dict()
-    except Exception as error:  # the reader's errors have no common base
-        raise UserError(f"{path} is not readable as parquet ({type(error).__name__}); delete it and repeat") from None
-    needed = (*spec.hub_columns, "label", "idx")
-    if missing := [column for column in needed if column not in columns]:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}")
+    path = glue(revision).get(file_name(spec, split))
+    columns = read_parquet(path, (*spec.hub_columns, "label", "idx"))
     labels = columns["label"]
     allowed = range(-1, len(spec.classes)) if spec.bounds is None else None
     for row, label in enumerate(labels):
@@ -64,17 +119,6 @@ def load(spec: Spec, split: str, revision: str | None = None) -> Split:
         raise UserError(f"{path}: the {split} split of {spec.name} has hidden labels")
     texts = list(zip(*(columns[column] for column in spec.hub_columns), strict=True))
     return Split(texts, None if hidden else labels, [str(i) for i in columns["idx"]])
-
-
-def cached(name: str, revision: str | None = None) -> Path | None:
-    """The file in the hub's local cache, or None. No request is made and no library imported."""
-    root = _cache_root() / ("datasets--" + REPOSITORY.replace("/", "--"))
-    commit = revision or REVISION
-    reference = root / "refs" / commit
-    if reference.is_file():
-        commit = reference.read_text(encoding="utf-8").strip()
-    path = root / "snapshots" / commit / name
-    return path if path.is_file() else None
 
 
 def _cache_root() -> Path:
@@ -109,22 +153,3 @@ def unreachable(seconds: float = PROBE_SECONDS) -> str | None:
     thread.start()
     thread.join(seconds)
     return outcome[0]
-
-
-def _download(name: str, revision: str) -> Path:
-    if problem := unreachable():
-        raise UserError(_advice(name, problem))
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=revision))
-    except Exception as error:  # HTTP, SSL and cache errors of several libraries
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(_advice(name, f"{type(error).__name__}: {first}"[:200])) from None
-
-
-def _advice(name: str, problem: str) -> str:
-    return (
-        f"task.source=hub: cannot get {name} of {REPOSITORY} ({problem}); connect, set HF_ENDPOINT to a mirror, or use "
-        "task.source=local task.data_dir=<GLUE folder> or task.source=embedded"
-    )

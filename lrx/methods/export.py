@@ -10,7 +10,7 @@ from safetensors.torch import save_file, save_model
 from lrx.errors import UserError
 from lrx.methods.base import Method
 from lrx.models.base import Backbone
-from lrx.nn.lowrank import lowrank_layers
+from lrx.nn.lowrank import LowRankConv2d, lowrank_layers
 
 
 def to_peft(method: Method, backbone: Backbone, out_dir: str | Path, base_model_name: str | None) -> None:
@@ -21,9 +21,16 @@ def to_peft(method: Method, backbone: Backbone, out_dir: str | Path, base_model_
     """
     from peft import LoraConfig
 
+    if backbone.rewritten:
+        raise UserError("PEFT does not find this model's layers under its own names; export the merged weights instead")
     layers = dict(lowrank_layers(backbone.net))
     if method.peft_form != "lora" or not layers:
         raise UserError(f"method={method.name} does not end in a plain LoRA adapter; export the merged weights instead")
+    for name, layer in layers.items():
+        if isinstance(layer, LowRankConv2d) and (set(layer.base.dilation) != {1} or layer.base.padding_mode != "zeros"):
+            raise UserError(
+                f"layer {name!r}: PEFT's LoRA knows no dilated or circular convolution; export merged weights"
+            )
     shapes = {(layer.rank, layer.scaling) for layer in layers.values()}
     if len(shapes) > 1:
         raise UserError(f"layers of different rank or scaling cannot be exported as one LoRA: {sorted(shapes)}")
@@ -39,11 +46,14 @@ def to_peft(method: Method, backbone: Backbone, out_dir: str | Path, base_model_
     )
     tensors = {}
     for name, layer in layers.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.A.detach().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.B.detach().contiguous()
-    for name, p in backbone.net.named_parameters():
+        A, B = layer.A.detach(), layer.B.detach()
+        if isinstance(layer, LowRankConv2d):
+            A, B = A.view(-1, *layer.weight.shape[1:]), B[:, :, None, None]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = A.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = B.contiguous()
+    for name, tensor in {**dict(backbone.net.named_parameters()), **backbone.statistics()}.items():
         if backbone.in_head(name):
-            tensors[f"base_model.model.{name}"] = p.detach().contiguous()
+            tensors[f"base_model.model.{name}"] = tensor.detach().contiguous()
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
@@ -67,10 +77,11 @@ def to_merged(method: Method, backbone: Backbone, out_dir: str | Path) -> None:
     method.merge(merged)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    save = getattr(merged.net, "save_pretrained", None)
+    net = merged.stock()
+    save = getattr(net, "save_pretrained", None)
     if callable(save):
         save(str(folder))
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(str(folder))
     else:
-        save_model(merged.net, str(folder / "model.safetensors"))
+        save_model(net, str(folder / "model.safetensors"))

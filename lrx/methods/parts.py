@@ -12,7 +12,7 @@ from torch import nn
 from lrx.errors import UserError
 from lrx.methods.base import split_trainable
 from lrx.models.base import Backbone
-from lrx.nn.lowrank import LowRankLinear, replace_module
+from lrx.nn.lowrank import LowRankConv2d, LowRankLinear, matrix, replace_module
 from lrx.nn.optim import CompositeOptimizer, adamw
 from lrx.nn.targets import find_targets
 
@@ -61,21 +61,24 @@ def attach_lowrank(
     dropout: float,
     target_modules: str | list[str],
 ) -> None:
-    """Freeze all but the head and put a ``LowRankLinear`` with scaling alpha/rank over each target.
+    """Freeze all but the head and put a low-rank layer with scaling alpha/rank over each target.
 
-    Raises ``UserError`` when a target matches nothing or the rank exceeds a matched matrix.
+    Targets are linear layers and ungrouped convolutions. Raises ``UserError`` when a target matches nothing or a
+    grouped convolution, or the rank exceeds a matched matrix.
     """
     targets = find_targets(backbone.net, target_modules, roles=backbone.roles, head=backbone.head)
     for name, layer in targets.items():
-        assert isinstance(layer, nn.Linear)
-        m, n = layer.weight.shape
+        m, n = matrix(layer).shape
         accepted = f"layer {name!r} is {m} x {n}, so the rank must lie in 1..{min(m, n)}"
         require(rank <= min(m, n), "rank", rank, accepted)
     backbone.freeze()
     for name, layer in targets.items():
-        assert isinstance(layer, nn.Linear)
-        new = LowRankLinear(layer, rank, alpha / rank, dropout=dropout, generator=generator)
-        replace_module(backbone.net, name, new)
+        options: dict[str, Any] = {"dropout": dropout, "generator": generator}
+        if isinstance(layer, nn.Conv2d):
+            replace_module(backbone.net, name, LowRankConv2d(layer, rank, alpha / rank, **options))
+        else:
+            assert isinstance(layer, nn.Linear)
+            replace_module(backbone.net, name, LowRankLinear(layer, rank, alpha / rank, **options))
 
 
 def with_head(

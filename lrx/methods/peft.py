@@ -107,9 +107,13 @@ class Peft(Method):
         backbone.freeze()
         names = None
         if self.target_modules is not None:
-            kinds = (nn.Linear,) if self.target_modules == "all-linear" else (nn.Module,)
-            found = find_targets(net, self.target_modules, roles=backbone.roles, head=backbone.head, kinds=kinds)
-            names = list(found)
+            rule: dict[str, Any] = {
+                "roles": backbone.roles,
+                "head": backbone.head,
+                "kinds": (nn.Module,),
+                "grouped": True,
+            }
+            names = list(find_targets(net, self.target_modules, **rule))
         before = {name for name, _ in net.named_parameters()} | {name for name, _ in net.named_buffers()}
         seed = int(torch.randint(2**62, (1,), generator=generator))
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
@@ -191,7 +195,8 @@ class Peft(Method):
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
         tensors = dict(backbone.net.named_parameters()) | dict(backbone.net.named_buffers())
         trained = {name for name, p in backbone.net.named_parameters() if p.requires_grad}
-        return {name: value.detach() for name, value in tensors.items() if name in trained or name in self._added}
+        kept = trained | self._added | set(backbone.statistics())
+        return {name: value.detach() for name, value in tensors.items() if name in kept}
 
     def trainable_per_matrix(self, m: int, n: int) -> int:
         """Counted on a linear layer without bias; IA3's second MLP layers scale their input: n instead of m."""

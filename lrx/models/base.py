@@ -38,7 +38,7 @@ class Decoding:
     """How a text is generated: greedily, or with ``beams`` above 1 by beam search.
 
     ``max_new_tokens``: the longest answer. ``length_penalty``: exponent of the length by which a beam's
-    log-probability is divided. ``no_repeat_ngram``: n-grams of this size occur once; 0 forbids none.
+    log-probability is divided. ``no_repeat_ngram``: n-grams of this size occur once in an answer; 0 forbids none.
     ``repetition_penalty``: 1 is none. ``stop``: a row ends where one of these strings appears.
     """
 
@@ -65,6 +65,7 @@ class Backbone(nn.Module):
     (batch, length, vocabulary) scores of the next token.
     """
 
+    rewritten: bool = False  # whether layers of ``net`` have other names than in its library; see ``stock``
     net: Any  # an nn.Module; its own attributes (config, get_encoder, ...) are not PyTorch's to know
 
     def __init__(
@@ -129,6 +130,10 @@ class Backbone(nn.Module):
         for name, norm in self._norms():
             if self._is_still(name, norm):
                 norm.eval()
+
+    def stock(self) -> nn.Module:
+        """``net`` in its library's own layout, for writing; a model whose layers were rewritten overrides it."""
+        return self.net
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError

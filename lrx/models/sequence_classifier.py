@@ -72,6 +72,8 @@ class SequenceClassifier(Model):
     def build(self, inputs: Inputs, outputs: Outputs, seed: int) -> Backbone:
         if inputs.kind != "text":
             raise UserError(f"model: a sequence classifier reads text, this task gives {inputs.kind}s; choose another")
+        if outputs.kind == "text":
+            raise UserError("model: a sequence classifier writes no text; this task needs a causal language model")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the head (and random weights) are a function of the seed alone
             net, tokenizer = self._random(outputs) if self.weights == "random" else self._pretrained(outputs)
@@ -101,8 +103,11 @@ class SequenceClassifier(Model):
     def _pretrained(self, outputs: Outputs) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification
 
-        path, options = str(self.path), {"num_labels": outputs.size, "attn_implementation": self.attention}
-        net = load(AutoModelForSequenceClassification, self.weights, path, self.revision, HEADS, **options)
+        path = str(self.path)
+        net = load(
+            AutoModelForSequenceClassification, self.weights, path, self.revision, HEADS,
+            num_labels=outputs.size, attn_implementation=self.attention,
+        )  # fmt: skip
         where, local = resolve(self.weights, path, self.revision)
         return net, load_tokenizer(self.tokenizer or where, self.revision, local)
 

