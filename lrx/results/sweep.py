@@ -115,11 +115,12 @@ class PublishedColumn(_Node):
     part: str = ""
     metric: str = ""
     split: str = ""
+    factor: float = 100.0
     mean_of: list[str | list[str]] = []
 
     def as_ours(self) -> Column:
-        """The column of ours that holds the same quantity, in percent like the paper's."""
-        given = self.model_dump(include={"key", "label", "part", "metric", "split", "mean_of"})
+        """The column of ours that holds the same quantity, in percent like the paper's unless ``factor`` is another."""
+        given = self.model_dump(include={"key", "label", "part", "metric", "split", "factor", "mean_of"})
         return Column(**given)
 
 
