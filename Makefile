@@ -18,7 +18,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-setup: $(VENV)/.installed  ## build .venv and fetch the embedded corpus
+setup: $(VENV)/.installed  ## build .venv and fetch embedded data and small pretrained models
 	@$(BIN)/python -m lrx fetch
 
 run: setup  ## train head, lora and altlora on real text and print the table
@@ -44,8 +44,10 @@ reference: setup  ## the tracked tables below results/reference (about half an h
 	$(BIN)/python -m lrx table altlora_glue --out results/reference/altlora_glue --save-records
 	$(BIN)/python -m lrx bundle altlora_glue --out results/reference/altlora_glue/bundle.zip
 
-benchmark: setup  ## step times against peft and a plain loop; overhead of sweeps, speed of the desk
+benchmark: setup  ## step times, generation and image loading against plain loops; overhead of sweeps, speed of the desk
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.sweeps
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)

@@ -307,10 +307,12 @@ def test_texts_are_resampled_by_the_values_of_their_items(tmp_path: Path) -> Non
     )
     write_predictions(tmp_path / "b.csv", texts[::-1].copy(), references, None, {"exact_match": right})
     first, second = (items._parse(tmp_path, f"{name}.csv") for name in "ab")
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert np.array_equal(first.references, second.references)
     assert first.references[0] == first.references[3] != first.references[1]
     assert first.items["exact_match"].tolist() == right.tolist() == (first.items["other"] / 2).tolist()
-    assert first.groups is not None and first.groups.tolist() == [0, 0, 1, 2, 3]
+    assert first.groups is not None
+    assert first.groups.tolist() == [0, 0, 1, 2, 3]
     write_predictions(tmp_path / "c.csv", texts, references)
     assert items._parse(tmp_path, "c.csv") is None  # nothing in it can be resampled

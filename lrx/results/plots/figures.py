@@ -82,7 +82,7 @@ def pareto(data: dict[str, Any]) -> Figure:
     bounds = [axis.get_ylim() for axis in figure.axes]
     for axis in figure.axes:
         axis.set_ylim(min(low for low, _ in bounds), max(high for _, high in bounds))
-    drawn = sorted({item["row"] for panel in panels for item in panel["items"]})
+    drawn = sorted({item["row"] for panel in panels for item in (*panel["items"], *panel["free"])})
     handles = _handles(data["rows"], drawn, joined=False)
     handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1.1, label="Pareto front of the means"))
     _legend(figure, handles, total - legend + 0.1, top)
@@ -97,6 +97,8 @@ def _pareto_panel(axis: Axes, panel: dict[str, Any]) -> None:
     for item, (x, seeds) in zip(items, places, strict=True):
         draw_seeds(axis, item["row"], seeds, item["ys"])
         draw_mean(axis, item["row"], x, item["y"], item["std"], along="y")
+    for item in panel["free"]:
+        axis.axhline(item["y"], color=colour(item["row"]), linestyle=":", linewidth=1.3, zorder=1)
     if len(panel["front"]) > 1:
         axis.plot(
             *zip(*panel["front"], strict=True),
@@ -111,7 +113,8 @@ def _pareto_panel(axis: Axes, panel: dict[str, Any]) -> None:
         log_axis(axis, xs)
     else:
         axis.locator_params(axis="x", nbins=5)
-    note = "\n(methods of equal size side by side)" if places != [(i["x"], i["xs"]) for i in items] else ""
+    note = "\n(dotted: without training)" if panel["free"] else ""
+    note += "\n(methods of equal size side by side)" if places != [(i["x"], i["xs"]) for i in items] else ""
     axis.set_xlabel(panel["label"] + note)
 
 

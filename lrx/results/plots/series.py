@@ -40,7 +40,11 @@ def scores(sweep: Sweep, table: Table) -> Figure:
 
 
 def pareto(sweep: Sweep, table: Table) -> Figure:
-    """The headline score against each of two costs: ``{"panels": [{"label", "items": [...], "front": [[x, y]]}]}``."""
+    """The headline score against each of two costs: ``{"panels": [{"label", "items", "free", "front": [[x, y]]}]}``.
+
+    ``free``: the rows that cost nothing, such as the backbone as it is. They have no place on a logarithmic axis and
+    are drawn as levels.
+    """
     column = sweep.column(sweep.headline) if sweep.headline else table.columns[-1]
     higher = table.higher_is_better(column)
     panels = []
@@ -51,8 +55,9 @@ def pareto(sweep: Sweep, table: Table) -> Figure:
         items = [
             item for index, line in enumerate(table.lines) if (item := _item(table, line, column, name, factor, index))
         ]
+        free, items = [i for i in items if i["x"] == 0], [i for i in items if i["x"] > 0]
         front = [] if higher is None else pareto_front([(item["x"], item["y"]) for item in items], higher)
-        panels.append({"cost": name, "label": label, "items": items, "front": front})
+        panels.append({"cost": name, "label": label, "items": items, "free": free, "front": front})
     if not any(panel["items"] for panel in panels):
         raise NoData("no finished run has both a score and its cost")
     title = _ours(sweep, table)

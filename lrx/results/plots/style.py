@@ -96,6 +96,7 @@ def log_axis(axis: Axes, values: Sequence[float]) -> None:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     digits = (1, 2, 5) if math.log10(high / low) < 1.6 else (1,)
     ticks = [d * 10.0**k for k in range(first, last + 1) for d in digits if low <= d * 10.0**k <= high]
+    ticks = ticks or [math.sqrt(low * high)]  # equal values between two round ones
     width = axis.bbox.width / axis.figure.dpi
     ticks = ticks[:: math.ceil(len(ticks) / max(2, width / 0.55))]
     axis.xaxis.set_major_locator(FixedLocator(ticks))

@@ -113,6 +113,21 @@ def test_pareto_front_holds_what_nothing_beats() -> None:
         assert not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
 
 
+def test_a_row_without_training_is_a_level(tmp_path: Path) -> None:
+    """It costs nothing, and nothing has no place on a logarithmic axis."""
+    records = [record for record in with_trouble() if record.status == "finished"]
+    for record in records:
+        if record.method == "head":
+            record.cost |= {"trainable_parameters": 0.0, "median_step_seconds": 0.0}
+    data = gathered(tmp_path, records)
+    for panel in series.pareto(data.sweep, data.table)["panels"]:
+        assert [item["x"] for item in panel["free"]] == [0.0]
+        assert 0.0 not in [item["x"] for item in panel["items"]]
+        assert 0.0 not in [x for x, _ in panel["front"]]
+    plots.draw(data.sweep, data.table, tmp_path / "out")
+    assert "dotted: without training" in (tmp_path / "out" / "pareto.svg").read_text()
+
+
 def test_both_costs_have_a_panel_with_seeds(full: Gathered) -> None:
     size, pace = series.pareto(full.sweep, full.table)["panels"]
     assert (size["label"], pace["label"]) == ("trainable parameters", "median step (ms)")
