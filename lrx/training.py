@@ -332,7 +332,7 @@ def write_predictions(
     """CSV with one line per item in file order: index, prediction, reference (empty for an unlabelled split).
 
     With ``groups`` a column says which document an item is from; a column ``item.<metric>`` has the item's own value
-    of a metric that is their mean. Texts are quoted as the csv module does it.
+    of a metric that is their mean. Texts are quoted.
     """
     labels = references.tolist() if len(references) else [""] * len(predictions)
     answers = predictions[:, 0] if predictions.ndim == 2 else predictions  # of ranked classes the first is the answer
@@ -342,8 +342,10 @@ def write_predictions(
         columns["group"] = groups
     columns |= {f"item.{metric}": values.tolist() for metric, values in (items or {}).items()}
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    csv.writer(text, lineterminator="\n").writerow(columns)
+    # By itself the module leaves a text bare that has only "\r" in it, which ends a line for whoever reads the file.
+    quoting: Any = csv.QUOTE_NONNUMERIC if predictions.dtype == object else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, lineterminator="\n", quoting=quoting)
     writer.writerows(zip(*columns.values(), strict=True))
     write_atomic(path, text.getvalue())
 

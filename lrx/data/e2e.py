@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def check(task: Mapping[str, Any], mode: str = "train") -> None:
             raise UserError(f"task.{key}={value}: must be at least {least}")
     if not 0 <= task.get("label_smoothing", 0) < 1:
         raise UserError(f"task.label_smoothing={task['label_smoothing']}: from 0 to below 1")
+    if not 0 < task.get("repetition_penalty", 1) < math.inf:
+        raise UserError(f"task.repetition_penalty={task['repetition_penalty']}: must be positive and finite (1: none)")
+    if not math.isfinite(task.get("length_penalty", 1)):
+        raise UserError(f"task.length_penalty={task['length_penalty']}: must be finite")
     form = task.get("mr_format", "lora")
     if form not in FORMATS:
         raise UserError(f"task.mr_format={form}: no such format; {did_you_mean(str(form), FORMATS)}")

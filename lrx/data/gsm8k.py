@@ -48,6 +48,8 @@ def check(task: Mapping[str, Any], mode: str = "train") -> None:
         value = task.get(key)
         if value is not None and value < least:
             raise UserError(f"task.{key}={value}: must be at least {least}")
+    if not 0 <= task.get("label_smoothing", 0) < 1:
+        raise UserError(f"task.label_smoothing={task['label_smoothing']}: from 0 to below 1")
     if not 0 <= task.get("holdout", 0) < 1:
         raise UserError(f"task.holdout={task['holdout']}: a fraction of the training part, from 0 to below 1")
     for key, known in (("extract", RULES), ("prompt", FORMATS), ("eval_prompt", FORMATS)):

@@ -52,21 +52,21 @@ class Problems:
         return len(self.rows)
 
     def without(self, others: Problems, reason: str) -> Problems:
-        """Those whose question is not among ``others``; how many are left out is counted as ``reason``."""
+        """Those that neither are among ``others`` nor were rephrased from one; the rest is counted as ``reason``."""
         known = {problem.key for problem in others.rows}
-        kept = [problem for problem in self.rows if problem.key not in known]
+        kept = [problem for problem in self.rows if not {problem.key, plain(problem.origin)} & known]
         dropped = len(self) - len(kept)
         return Problems(kept, self.notes | ({reason: dropped} if dropped else {}))
 
     def hold_out(self, fraction: float, most: int) -> tuple[Problems, Problems]:
         """(kept, held out), about ``fraction`` and at most ``most`` held out, by a hash of each one's ``origin``."""
         if fraction == 0 or not self.rows:
-            return self, Problems([], self.notes)
+            return self, Problems([])
         ranks = [rank("gsm8k hold-out", plain(problem.origin) or problem.key) for problem in self.rows]
         border = sorted(ranks)[min(max(1, round(fraction * len(ranks))), most, len(ranks)) - 1]
         pairs = list(zip(self.rows, ranks, strict=True))
         kept, held = [row for row, r in pairs if r > border], [row for row, r in pairs if r <= border]
-        return Problems(kept, self.notes), Problems(held, self.notes)
+        return Problems(kept, self.notes), Problems(held)  # the file's irregularities count once
 
 
 def plain(text: str) -> str:

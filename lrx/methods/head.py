@@ -34,7 +34,7 @@ class Head(Method):
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         backbone.freeze()
         if not any(p.requires_grad for p in backbone.net.parameters()):
-            raise UserError("method=head trains the task head, and this model has none (a text-to-text model?)")
+            raise UserError("method=head trains the task head, and this model has none: it writes texts")
 
     def optimizer(self, backbone: Backbone) -> torch.optim.Optimizer:
         return parts.with_head([], backbone, lr=self.head_lr or self.lr, weight_decay=self.weight_decay)

@@ -119,7 +119,8 @@ class CompletionTask(Task):
         written = backbone.generate(batch, self.decoding).tolist()
         texts = np.empty(len(written), dtype=object)
         for row, tokens in enumerate(written):
-            texts[row] = cut(self._tokenizer.decode(tokens, skip_special_tokens=True), self.decoding.stop)
+            text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            texts[row] = cut(text, self.decoding.stop)
         return texts
 
     def references(self, split: str) -> np.ndarray:

@@ -159,6 +159,8 @@ def test_missing_files(tmp_path, task):
         ({"data_dir": "/nowhere/at/all"}, "no such folder"),
         ({"beams": 0}, "task.beams=0: must be at least 1"),
         ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
+        ({"repetition_penalty": 0.0}, "task.repetition_penalty=0.0: must be positive"),
+        ({"length_penalty": float("nan")}, "task.length_penalty=nan: must be finite"),
         ({"mr_format": "lra"}, "task.mr_format=lra: no such format"),
     ],
 )

@@ -88,6 +88,16 @@ def test_a_question_of_the_test_split_is_not_trained_on(tmp_path):
     assert kept.notes == {"in_test": 2}
 
 
+def test_what_was_rephrased_from_a_test_question_is_not_trained_on(tmp_path):
+    write(tmp_path, test=[{"question": "O3", "answer": "#### 1"}])
+    (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps([rephrased(n) for n in range(40)]))
+    task = {"source": "local", "data_dir": str(tmp_path), "train_data": "metamath", "holdout": 0.2}
+    kept, held = gsm8k.problems(task, "train"), gsm8k.problems(task, "select")
+    assert not [row for row in (*kept.rows, *held.rows) if row.origin == "o3"]
+    assert kept.notes["in_test"] == sum(KINDS[n % 4].startswith("GSM") for n in range(12, 16))
+    assert held.notes == {}
+
+
 def test_unicode_separators_and_extra_fields_are_no_trouble(tmp_path):
     task = write(tmp_path, test=[{"question": "a\u2028b\x85c", "answer": "x\n#### -3", "more": 1}])
     found = gsm8k.completions(task, "test")
@@ -143,6 +153,7 @@ def test_missing_files(tmp_path):
         ({"templates": 0}, "task.templates=0: from 1 to 81"),
         ({"holdout": 1.0}, "task.holdout=1.0: a fraction"),
         ({"max_new_tokens": 0}, "task.max_new_tokens=0: must be at least 1"),
+        ({"label_smoothing": 1.5}, "task.label_smoothing=1.5: from 0 to below 1"),
         ({"eval_limit": 0}, "task.eval_limit=0: must be at least 1"),
     ],
     ids=lambda value: str(value)[:40],

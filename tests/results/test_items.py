@@ -299,7 +299,7 @@ def test_texts_are_resampled_by_the_values_of_their_items(tmp_path: Path) -> Non
     """Quotes, commas, line breaks of every kind and nothing at all in a text leave its row where it is."""
     from lrx.training import write_predictions
 
-    texts = np.array(['He said "18, no 20"', "a\nb\r\nc\rd", "", "#### 18", "x,y"], dtype=object)
+    texts = np.array(['He said "18, no 20"', "a\nb\r\nc\rd", "a\rb", "#### 18", ""], dtype=object)
     references = np.array(["18", "a\nb", "[]", "18", '["x", "y,z"]'], dtype=object)
     right = np.array([1.0, 0.0, 0.0, 1.0, 0.25])
     write_predictions(
@@ -316,3 +316,8 @@ def test_texts_are_resampled_by_the_values_of_their_items(tmp_path: Path) -> Non
     assert first.groups.tolist() == [0, 0, 1, 2, 3]
     write_predictions(tmp_path / "c.csv", texts, references)
     assert items._parse(tmp_path, "c.csv") is None  # nothing in it can be resampled
+    numerals = np.array(["18"] * 5, dtype=object)  # a model that writes numbers alone has the same items
+    write_predictions(tmp_path / "d.csv", numerals, references[[0] * 5], None, {"exact_match": right})
+    third = items._parse(tmp_path, "d.csv")
+    assert third is not None
+    assert third.references[0] == first.references[0]
