@@ -146,6 +146,6 @@ def test_no_steps_scores_the_untrained_model(run: Run, tmp_path: Path) -> None:
     (task,) = build_suite(settings).parts()
     backbone, _ = assemble(task, settings)
     task.bind(backbone, derive(settings.seed, "data"))
-    assert part.metrics == {"test": score_split(backbone, task, "test", "32-true")}
+    assert part.metrics == {split: score_split(backbone, task, split, "32-true") for split in ("test", "select")}
     assert all((t == 0).all() for name, t in weights(tmp_path).items() if name.endswith(".B"))
     assert "every metric equals" in run("method=lora", "trainer.max_steps=0", "task.eval_limit=null", "mode=eval").out

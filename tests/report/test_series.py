@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lrx.report import figures, series
-from lrx.report.content import collect, read
+from lrx.report.content import SweepPage, collect, read
 from lrx.report.runs import Pool, details, plain
 from lrx.results.record import RunRecord
 from lrx.results.sweep import COSTS
@@ -125,9 +125,12 @@ def test_front(points: list[tuple[float, float]], higher: bool, kept: list[tuple
     assert figures.front(points, higher) == kept
 
 
+def the_sweep(root: Path) -> SweepPage:
+    return next(p for p in collect(read(root), jobs_of=jobs_of).sweeps if p.sweep.name == "altlora_glue")
+
+
 def test_figures_show_the_table_s_numbers(rich: Path) -> None:
-    content = collect(read(rich), jobs_of=jobs_of)
-    (page,) = content.sweeps
+    page = the_sweep(rich)
     view = page.views[0]
     drawn = {figure["id"]: figure for figure in figures.of_view(page.sweep, view, rich)}
     assert list(drawn) == ["scores", "pareto", "learning", "lens"]
@@ -147,7 +150,7 @@ def test_figures_show_the_table_s_numbers(rich: Path) -> None:
 
 
 def test_sensitivity_is_of_the_selection_split_and_counts_what_diverged(rich: Path) -> None:
-    (page,) = collect(read(rich), jobs_of=jobs_of).sweeps
+    page = the_sweep(rich)
     figure = figures.of_trials(page)
     assert figure is not None
     assert "17 tuning trials" in figure["caption"]
