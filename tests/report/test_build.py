@@ -109,7 +109,8 @@ def test_scales_stand_in_views_of_their_own(page: Reader) -> None:
             assert ("-mini-" in name) or ("-smoke-" in name)
             assert rows[0][0] == "method"
     figures = page.data("index-data")["figures"]
-    assert set(figures) == {"figures-altlora_glue-mini", "figures-altlora_glue-smoke"}
+    own = {place for place in figures if place.startswith("figures-altlora_glue")}
+    assert own == {"figures-altlora_glue-mini", "figures-altlora_glue-smoke"}
     for place, drawn in figures.items():
         for figure in drawn:
             assert figure["caption"].startswith(f"Scale {place.rpartition('-')[2]}:")
