@@ -167,6 +167,14 @@ def check_data(settings: Settings) -> None:
         module.check(settings.task, settings.mode)
 
 
+def check_weights(settings: Settings) -> None:
+    """Look for the model's weights before anything heavy is imported. Raises ``UserError``."""
+    if registry.find("models", settings.model["family"]).module.startswith("lrx.models."):  # not a plug-in's
+        from lrx.data import weights
+
+        weights.check(settings.model)
+
+
 def _data_digest(task: dict[str, Any]) -> str | None:
     """Digest of the data a run reads (local files: their content), from the task's ``digest``."""
     module = data_module(task)

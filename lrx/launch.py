@@ -200,6 +200,7 @@ def run(config: DictConfig, outcome: Outcome) -> None:
     if settings.mode == "train" and settings.engine.name in ("submitit", "ray"):  # elsewhere, though it is but one
         run_made([Job([], settings, lrx_config.fingerprint(settings), name)], outcome)
         return
+    lrx_config.check_weights(settings)
     experiment = import_module("lrx.experiment")  # imports torch: only when there is something to do
     try:
         experiment.execute(settings, name)

@@ -33,8 +33,12 @@ def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
     for task in build_suite(settings).parts():
         scores = score_stored(task, settings, folder / task.name)
         for split, metrics in scores.items():
-            for metric, value in metrics.items():
-                recorded = record.parts[task.name].metrics[split][metric]
+            known = record.parts[task.name].metrics[split]
+            for metric in sorted(set(metrics) ^ set(known)):  # METEOR is scored only where Java is
+                where = "in the record" if metric in metrics else "computed here"
+                print(f"  {task.name:<12} {split:<12} {metric} is not {where}")
+            for metric in (metric for metric in metrics if metric in known):
+                value, recorded = metrics[metric], known[metric]
                 same = value == recorded or (value != value and recorded != recorded)
                 print(f"  {task.name:<12} {split:<12} {metric} {value:.6f}   recorded {recorded:.6f}"
                       f"{'' if same else '   DIFFERENT'}")  # fmt: skip

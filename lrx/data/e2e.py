@@ -172,6 +172,8 @@ def _source(task: Mapping[str, Any]) -> str:
         )
     if source != "local" and task.get("data_dir"):
         raise UserError(f"task.data_dir is read only with task.source=local (it is {source})")
+    if source != "hub" and task.get("revision"):
+        raise UserError(f"task.revision is read only with task.source=hub (it is {source})")
     return source
 
 

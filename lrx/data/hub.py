@@ -42,13 +42,7 @@ class Repository:
 
     def cached(self, file: str) -> Path | None:
         """The file in the hub's local cache, or None. No request is made and no library imported."""
-        root = _cache_root() / ("datasets--" + self.name.replace("/", "--"))
-        commit = self.revision
-        reference = root / "refs" / commit
-        if reference.is_file():
-            commit = reference.read_text(encoding="utf-8").strip()
-        path = root / "snapshots" / commit / file
-        return path if path.is_file() else None
+        return _cached("datasets", self.name, self.revision, file)
 
     def get(self, file: str) -> Path:
         """The file, downloaded when it is not cached. Raises ``UserError`` when the hub cannot deliver it."""
@@ -119,6 +113,28 @@ def load(spec: Spec, split: str, revision: str | None = None) -> Split:
         raise UserError(f"{path}: the {split} split of {spec.name} has hidden labels")
     texts = list(zip(*(columns[column] for column in spec.hub_columns), strict=True))
     return Split(texts, None if hidden else labels, [str(i) for i in columns["idx"]])
+
+
+def has_model(name: str, revision: str | None) -> bool:
+    """Whether the local cache has a model's repository at ``revision`` (None: its main branch). No request is made."""
+    return _cached("models", name, revision or "main", "config.json") is not None
+
+
+def no_weights(name: str, problem: str) -> UserError:
+    """What to say when a model can be had neither from the hub nor from its local cache."""
+    return UserError(
+        f"model weights {name!r}: the hub cannot be reached ({problem}) and the local cache lacks them; "
+        "connect, set HF_ENDPOINT to a mirror, or give model.weights=local model.path=FOLDER, or use scale=mini"
+    )
+
+
+def _cached(kind: str, name: str, commit: str, file: str) -> Path | None:
+    root = _cache_root() / f"{kind}--{name.replace('/', '--')}"
+    reference = root / "refs" / commit
+    if reference.is_file():
+        commit = reference.read_text(encoding="utf-8").strip()
+    path = root / "snapshots" / commit / file
+    return path if path.is_file() else None
 
 
 def _cache_root() -> Path:

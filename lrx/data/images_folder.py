@@ -39,9 +39,13 @@ def classes_of(data_dir: str | Path) -> list[str]:
 
 
 def _classes(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        found = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    names = sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))
     if not names:
-        flat = any(_is_image(path.name) for path in folder.iterdir())
+        flat = any(_is_image(path.name) for path in found)
         hint = "; its images have to be in a folder for each class" if flat else ""
         raise UserError(f"{folder} has no class folders{hint}")
     return names
@@ -106,7 +110,8 @@ class Folder:
         total = hashlib.sha256("\n".join(sorted(set(map(str, self.labels)))).encode())
         for path, size, label in zip(self.files, self.sizes, self.labels, strict=True):
             what = sha256(Path(path)) if self.stored_bytes <= CONTENT_BYTES else str(size)
-            total.update(f"{label} {os.path.relpath(path, self.folder)} {what}\n".encode())
+            name = os.fsencode(os.path.relpath(path, self.folder))  # which may be no UTF-8
+            total.update(b"%d %s %s\n" % (label, name, what.encode()))
         return total.hexdigest()
 
     def __len__(self) -> int:

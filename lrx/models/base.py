@@ -66,6 +66,7 @@ class Backbone(nn.Module):
     """
 
     rewritten: bool = False  # whether layers of ``net`` have other names than in its library; see ``stock``
+    positions: int | None = None  # the most tokens that fit, where each position has an embedding of its own (GPT-2)
     net: Any  # an nn.Module; its own attributes (config, get_encoder, ...) are not PyTorch's to know
 
     def __init__(

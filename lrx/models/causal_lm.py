@@ -130,7 +130,8 @@ def prepared(
     if tokenizer.eos_token is None:  # BERT's: texts end with a separator
         tokenizer.eos_token = tokenizer.sep_token
     backbone = CausalBackbone(net, head=(), roles=ROLES[kind], tokenizer=tokenizer, reads="causal")
-    backbone.rewritten = kind == "gpt2"
+    if kind == "gpt2":
+        backbone.rewritten, backbone.positions = True, net.config.n_positions
     return backbone
 
 

@@ -63,10 +63,12 @@ class ImageClassifier(Model):
             net, image = self._random(inputs, outputs) if self.weights == "random" else self._pretrained(outputs)
         if (channels := getattr(net.config, "num_channels", 3)) != inputs.shape[0]:
             raise UserError(f"model: these weights read {channels} channels, this task gives {inputs.shape[0]}")
+        kind = net.config.model_type
+        if (least := smallest(net.config)) > min(inputs.shape[1:]):
+            raise UserError(f"task.image_size={min(inputs.shape[1:])}: this model needs at least {least} pixels")
         if self.gradient_checkpointing:
             with explained("model.gradient_checkpointing"):
                 net.gradient_checkpointing_enable({"use_reentrant": False})
-        kind = net.config.model_type
         size = net.config.image_size if kind == "vit" else None
         size = (size, size) if isinstance(size, int) else size
         # ViT wants to be told that its position embeddings are for another size; the others find out by themselves.
@@ -107,6 +109,11 @@ class ImageBackbone(Backbone):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         more = {"interpolate_pos_encoding": True} if self.resized else {}
         return self.net(pixel_values=batch["pixel_values"], **more).logits.float()
+
+
+def smallest(config: Any) -> int:
+    """Pixels of the shortest side from which a patch is left: ConvNeXt halves what its patches give at each stage."""
+    return config.patch_size * 2 ** (len(config.hidden_sizes) - 1 if config.model_type == "convnext" else 0)
 
 
 def refuse(inputs: Inputs, outputs: Outputs) -> None:

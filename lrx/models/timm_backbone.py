@@ -82,6 +82,9 @@ class Timm(Model):
         if self.gradient_checkpointing:
             with explained("model.gradient_checkpointing"):
                 net.set_grad_checkpointing(True)
+        size = "x".join(map(str, inputs.shape[1:]))
+        with explained(f"task.image_size: {self.architecture} cannot read {size} pixels"), torch.no_grad():
+            net.eval()(torch.zeros(1, *inputs.shape))  # each architecture has a rule of its own
         image = _image(facts) if state is not None else None
         return TimmBackbone(net, head=head, roles=roles_of(net), reads="image", image=image)
 

@@ -45,10 +45,7 @@ def resolve(source: str, path: str, revision: str | None = None) -> tuple[str, b
     cached = try_to_load_from_cache(path, "config.json", revision=revision)
     if isinstance(cached, str):
         return str(Path(cached).parent), True  # as a folder: asked for by its name, the hub would be tried all the same
-    raise UserError(
-        f"model weights {path!r}: the hub cannot be reached ({problem}) and the local cache lacks them; "
-        "connect, set HF_ENDPOINT to a mirror, or give model.weights=local model.path=FOLDER, or use scale=mini"
-    )
+    raise hub.no_weights(path, problem)
 
 
 def load(

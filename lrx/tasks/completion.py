@@ -56,12 +56,32 @@ class CompletionTask(Task):
         raise NotImplementedError
 
     def bind(self, backbone: Backbone, seed: int) -> None:
-        """Set the tokenizer and the seed of the batch order. Raises ``UserError`` for a model that writes no text."""
+        """Set the tokenizer and the seed of the batch order.
+
+        Raises ``UserError`` for a model that writes no text, or has too few positions for prompts and answers.
+        """
         if backbone.reads != "causal" or backbone.tokenizer is None:
             raise UserError(f"task {self.name} needs a causal language model, which continues a prompt")
         self._tokenizer = backbone.tokenizer
         self._seed = derive(seed, "data", self.name)
         self._encoded.clear()
+        if backbone.positions is not None:
+            self._check_room(backbone.positions)
+
+    def _check_room(self, positions: int) -> None:
+        """Whether all fits into ``positions`` tokens: now, not after the training."""
+        longest, new = self.inputs.max_length, self.decoding.max_new_tokens
+        if longest > positions:
+            raise UserError(f"task.max_length={longest}: this model has {positions} positions; give at most that")
+        if longest + new - 1 <= positions:
+            return
+        for split in self.reported:
+            if (most := max(self._tokens(split).lengths)) + new - 1 > positions:  # the last token is not read
+                raise UserError(
+                    f"task {self.name}: {most} tokens of a prompt of {split} and task.max_new_tokens={new} do not fit "
+                    f"into the {positions} positions of this model; give less of either (task.max_length, "
+                    "which cuts prompts)"
+                )
 
     def split(self, name: str) -> Completions:
         """The examples of a split, as many as its limit allows."""
@@ -199,8 +219,15 @@ def encode(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end token: an answer would have no end")
-    key = (split.digest(), tokenizer_digest(tokenizer), max_length, answered, separator)
-    arrays = dict(stored("tokens", key, lambda: _encode(split, tokenizer, max_length, answered, separator)))
+
+    def tokens() -> Arrays:
+        return _encode(split, tokenizer, max_length, answered, separator)
+
+    if getattr(tokenizer, "backend_tokenizer", None) is None:  # it does not say what it does to a text
+        arrays = tokens()
+    else:
+        rule = (tokenizer_digest(tokenizer), tokenizer.eos_token_id)  # kin with one vocabulary may end texts otherwise
+        arrays = dict(stored("tokens", (split.digest(), rule, max_length, answered, separator), tokens))
     counts = arrays.pop("counts").tolist()
     notes = dict(zip(("too_long", "empty_answer", "cut_prompt", "empty_prompt"), counts, strict=True))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

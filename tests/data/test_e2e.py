@@ -120,9 +120,11 @@ def test_a_gzipped_file_with_a_byte_order_mark(tmp_path, task):
         (b"mr,ref\nx,y\nz,w\n", "2 of 2 rows cannot be used (broken_mr 2)"),
         (b"mr,ref\nname[a],caf\xe9\n", "trainset.csv:2: not UTF-8"),
         (b'mr,ref\nname[a],"b\n' + b"name[c],d\n" * 9, "trainset.csv:2: a quotation mark is not closed"),
+        (b'mr,ref\nname[a],b\nname[c],"d\nname[e],f\n', "trainset.csv:3: a quotation mark is not closed"),
         (b'mr,ref\nname[a],"' + b"b" * 200_000 + b"\n", "trainset.csv:2: no CSV (field larger"),
+        (b"b" * 200_000, "trainset.csv:1: no CSV (field larger"),
     ],
-    ids=["empty", "header", "columns", "rows", "bytes", "quote", "field"],
+    ids=["empty", "header", "columns", "rows", "bytes", "quote", "last quote", "field", "one field"],
 )
 def test_broken_files_are_one_line(tmp_path, task, content, message):
     (tmp_path / "trainset.csv").write_bytes(content)
@@ -157,6 +159,7 @@ def test_missing_files(tmp_path, task):
         ({"source": "local", "data_dir": None}, "task.source=local needs task.data_dir"),
         ({"source": "embedded"}, "task.data_dir is read only with task.source=local"),
         ({"data_dir": "/nowhere/at/all"}, "no such folder"),
+        ({"revision": "x"}, "task.revision is read only with task.source=hub"),
         ({"beams": 0}, "task.beams=0: must be at least 1"),
         ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
         ({"repetition_penalty": 0.0}, "task.repetition_penalty=0.0: must be positive"),

@@ -152,6 +152,7 @@ def test_missing_files(tmp_path):
         ({"templates": 82}, "task.templates=82: from 1 to 81"),
         ({"templates": 0}, "task.templates=0: from 1 to 81"),
         ({"holdout": 1.0}, "task.holdout=1.0: a fraction"),
+        ({"revision": "x"}, "task.revision is read only with task.source=hub"),
         ({"max_new_tokens": 0}, "task.max_new_tokens=0: must be at least 1"),
         ({"label_smoothing": 1.5}, "task.label_smoothing=1.5: from 0 to below 1"),
         ({"eval_limit": 0}, "task.eval_limit=0: must be at least 1"),

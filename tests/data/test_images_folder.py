@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def test_a_folder(tmp_path: Path) -> None:
     assert train.notes == {"unreadable_images": 1, "converted_grey": 1, "files_no_images": 1}
     val = imagenet.load(task, "val")
     assert val.notes == {"classes_without_images": 1}
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    root = make.folder(tmp_path / "f", {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
+    task = local("folder", root)
+    before = imagenet.digest(task)
+    image = next((root / "train" / "a").iterdir())
+    try:
+        image.rename(os.fsdecode(os.fsencode(image.parent) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system knows no such name")
+    assert imagenet.digest(task) != before
+    assert len(imagenet.load(task, "train")) == 4
 
 
 def test_a_folder_with_three_splits(tmp_path: Path) -> None:

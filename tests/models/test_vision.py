@@ -303,6 +303,28 @@ def test_texts_are_refused() -> None:
             build(name, inputs=IMAGE, outputs=Outputs("text"))
 
 
+@pytest.mark.parametrize(
+    ("config", "least"),
+    [
+        ({"model_type": "vit", "patch_size": 6, "hidden_size": 16, "num_attention_heads": 2}, 6),
+        (
+            {"model_type": "convnext", "patch_size": 4, "num_stages": 3, "hidden_sizes": [8, 8, 8], "depths": [1] * 3},
+            16,
+        ),
+    ],
+)
+def test_an_image_too_small_for_a_patch_is_told(config: dict[str, Any], least: int) -> None:
+    build("tiny_vit", inputs=Inputs("image", (3, least, least)), config=config)(pixels(least))
+    with pytest.raises(UserError, match=f"task.image_size={least - 1}: this model needs at least {least} pixels"):
+        build("tiny_vit", inputs=Inputs("image", (3, least - 1, least - 1)), config=config)
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("test_convnext", 31), ("test_vit", 40)])
+def test_an_image_that_a_timm_network_cannot_read_is_told(architecture: str, size: int) -> None:
+    with pytest.raises(UserError, match=f"task.image_size: {architecture} cannot read {size}x{size} pixels"):
+        build("tiny_conv", inputs=Inputs("image", (3, size, size)), architecture=architecture)
+
+
 @pytest.mark.parametrize("name", [*HUB_IMAGES, *KEPT])
 def test_models_with_real_weights_are_complete(name: str) -> None:
     settings = settings_of(compose([f"model={name}", "scale=paper", "task=imagenet"]))

@@ -125,7 +125,7 @@ def test_a_run_from_a_folder(cli, smoke: list[str], saved: dict[str, Path], tmp_
         "method=lora", f"model={name}", "model.weights=local", f"model.path={saved[name]}", "trainer.max_steps=2",
         "task.train_limit=16", "task.eval_limit=16",
     ]  # fmt: skip
-    result = cli(*smoke, *choice)
+    result = cli("scale=smoke", "logger=none", f"paths.root={tmp_path}", *choice)
     assert result.code == 0, result
     assert not result.err.strip(), result
     (record,) = tmp_path.glob("records/*.json")
@@ -262,3 +262,30 @@ def test_no_hub_is_one_line_within_seconds(
     assert not list(tmp_path.glob("records/*"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE is set" in cli(*smoke, "model=t5_base", "model.path=nobody/nothing").err
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (["model=t5_base", "model.path=nobody/nothing"], ("HF_HUB_OFFLINE is set", "model.weights=local")),
+        (["task=gsm8k", "model=smollm2_135m"], ("python -m lrx fetch smollm2",)),
+        (["task=imagenet", "model=efficientnet_lite0"], ("python -m lrx fetch vision",)),
+        (["task=imagenet", "model=mini_vit"], ("python -m lrx pretrain mini_vit",)),
+    ],
+)
+def test_lacking_weights_are_told_before_torch_is_imported(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: list[str], words: tuple[str, ...]
+) -> None:
+    def heavy(name: str) -> None:
+        raise AssertionError(f"{name} was imported")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LRX_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("lrx.config.check_data", lambda settings: None)
+    monkeypatch.setattr("lrx.config._data_digest", lambda task: None)
+    monkeypatch.setattr("lrx.launch.import_module", heavy)
+    result = cli("scale=smoke", "logger=none", f"paths.root={tmp_path}", *choice)
+    assert result.code == 2, result
+    (line,) = result.err.strip().splitlines()
+    for word in words:
+        assert word in line, result

@@ -63,6 +63,25 @@ def bound(backbone: Backbone, **options: Any) -> Sums:
     return task
 
 
+def test_what_does_not_fit_into_a_models_positions_is_told_before_training() -> None:
+    shape = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}
+    model = CausalLM(weights="random", tokenizer="bytes", config=shape)
+    backbone = model.build(Inputs("text"), Outputs("text"), 0)
+    with pytest.raises(UserError, match=r"task\.max_length=25: this model has 24 positions"):
+        bound(backbone, max_length=25)
+    longest = max(len(prompt) for prompt in Sums("sums", OPTIONS, Decoding(4)).load("test").prompts)
+    for new in (25 - longest, 26 - longest):  # the last token is written, and not read
+        task = Sums("sums", OPTIONS, Decoding(new))
+        if new + longest == 25:
+            task.bind(backbone, 0)
+            predict_split(backbone, task, "test", "32-true")
+            continue
+        with pytest.raises(UserError, match=f"task.max_new_tokens={new} do not fit into the 24 positions"):
+            task.bind(backbone, 0)
+        task.reported = ()  # a trial
+        task.bind(backbone, 0)
+
+
 def test_labels_are_the_answers_and_their_end(backbone: Backbone) -> None:
     tokenizer = backbone.tokenizer
     for separator in (False, True):
@@ -150,6 +169,17 @@ def test_tokens_come_from_the_cache_the_second_time(backbone: Backbone, monkeypa
     assert second.notes == first.notes
     with pytest.raises(TypeError):
         bound(backbone, max_length=23)._tokens("train")  # other options are other tokens
+
+
+def test_a_tokenizer_with_another_end_token_has_tokens_of_its_own() -> None:
+    """Base models and their instruction-tuned kin have one vocabulary, and end texts differently."""
+    first, second = (CausalLM(weights="random", tokenizer="bytes", config=TINY).build(
+        Inputs("text"), Outputs("text"), 0).tokenizer for _ in range(2))  # fmt: skip
+    second.eos_token = "!"
+    split = Completions(["a"], [" b"], ["b"], ["0"])
+    found = [encode(split, tokenizer, 24, answered=True).ids[-1] for tokenizer in (first, second)]
+    assert found == [first.eos_token_id, second.eos_token_id]
+    assert found[0] != found[1]
 
 
 def test_texts_end_at_the_first_stop_string() -> None:

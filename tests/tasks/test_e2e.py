@@ -82,7 +82,7 @@ def test_line_ends_in_a_text_are_blanks(task):
     assert task.score(broken, references) == task.score(np.array(texts, dtype=object), references)
 
 
-def test_a_run_and_its_record(cli, tmp_path):
+def test_a_run_and_its_record(cli, tmp_path, monkeypatch):
     arguments = ["task=e2e", "scale=smoke", "logger=none", f"paths.root={tmp_path}"]
     done = cli(*arguments, "method=lora")
     assert done.code == 0, done
@@ -95,6 +95,11 @@ def test_a_run_and_its_record(cli, tmp_path):
     rows = list(csv.DictReader(written.open(encoding="utf-8", newline="")))
     assert len(rows) == 6
     assert {"item.rouge_l", "item.cider"} <= rows[0].keys()
+    corpus = scores.corpus
+    monkeypatch.setattr(scores, "corpus", lambda *texts: {**corpus(*texts), "meteor": 0.5})  # Java was installed since
+    again = cli(*arguments, "method=lora", "mode=eval")
+    assert again.code == 0, again
+    assert "meteor is not in the record" in again.out
 
 
 def test_the_base_row_needs_no_training(cli, tmp_path):
