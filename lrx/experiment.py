@@ -236,7 +236,7 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in ("pytorch_lightning", "lightning.pytorch", "torch.distributed"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "torch.distributed", "timm"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Lightning advises to use more workers and a GPU; both are the configuration's to choose.
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
