@@ -125,7 +125,7 @@ def test_a_run_from_a_folder(cli, smoke: list[str], saved: dict[str, Path], tmp_
         "method=lora", f"model={name}", "model.weights=local", f"model.path={saved[name]}", "trainer.max_steps=2",
         "task.train_limit=16", "task.eval_limit=16",
     ]  # fmt: skip
-    result = cli("scale=smoke", "logger=none", f"paths.root={tmp_path}", *choice)
+    result = cli(*smoke, *choice)
     assert result.code == 0, result
     assert not result.err.strip(), result
     (record,) = tmp_path.glob("records/*.json")
