@@ -219,6 +219,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import transformers.optimization  # noqa: F401 - where schedules come from; it imports peft, which takes its time
+
     import lrx.experiment  # noqa: F401 - the stack, seconds of imports
 
     Server(connection).serve()
