@@ -29,10 +29,11 @@ from lrx.tuning.provenance import mismatch
 DEFAULT_THREADS = torch.get_num_threads()
 
 
-def execute(settings: Settings, run_id: str) -> RunRecord:
+def execute(settings: Settings, run_id: str) -> bool:
     """Carry out a validated run: train and record it, or with ``mode=eval`` score its stored weights again.
 
-    Whatever happens, a record says so. Raises ``UserError`` for what only the loaded model or data can show to be
+    Returns whether there was anything to do: False when another process has finished the run meanwhile. Whatever
+    happens, a record says so. Raises ``UserError`` for what only the loaded model or data can show to be
     wrong (no record is left), ``RunFailed`` when a run began and did not finish.
     """
     quiet_libraries()
@@ -45,7 +46,7 @@ def execute(settings: Settings, run_id: str) -> RunRecord:
         raise stopped.as_failure() from None
 
 
-def _execute(settings: Settings, run_id: str, folder: Path) -> RunRecord:
+def _execute(settings: Settings, run_id: str, folder: Path) -> bool:
     for place in (folder, settings.paths.root / "records"):
         sweep_temporary(place)  # what a killed process was writing
     path = record_path(settings.paths.root, run_id)
@@ -53,15 +54,17 @@ def _execute(settings: Settings, run_id: str, folder: Path) -> RunRecord:
         found = read(path)  # another process may have finished it while this one was starting
         if found.status == "finished":
             print(render(found))
-            return found
+            return False
     if settings.mode == "eval":
         from lrx.rescore import rescore
 
-        return rescore(settings, run_id, folder)
-    return _train(settings, run_id, folder)
+        rescore(settings, run_id, folder)
+    else:
+        _train(settings, run_id, folder)
+    return True
 
 
-def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
+def _train(settings: Settings, run_id: str, folder: Path) -> None:
     record = lrx_config.record_of(settings, run_id, "failed", _now())
     if (remark := mismatch(record.config)) and is_rank_zero():
         print(f"note: {remark}", flush=True)
@@ -137,7 +140,6 @@ def _train(settings: Settings, run_id: str, folder: Path) -> RunRecord:
     if is_rank_zero():
         print(render(record))
         print(f"record: {record_path(settings.paths.root, run_id)}")
-    return record
 
 
 def file_record(record: RunRecord, root: Path) -> None:

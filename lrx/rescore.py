@@ -11,14 +11,14 @@ from torch import Tensor
 from lrx.errors import RunFailed, UserError
 from lrx.experiment import build_suite
 from lrx.modules.evaluate import score_split
-from lrx.results.record import RunRecord, read, record_path
+from lrx.results.record import read, record_path
 from lrx.schema import Settings
 from lrx.seeds import derive
 from lrx.tasks.base import Task
 from lrx.training import assemble, submit
 
 
-def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
+def rescore(settings: Settings, run_id: str, folder: Path) -> None:
     """Print each reported metric beside the record's. The record is not changed.
 
     Raises ``UserError`` when there is no finished run to score, ``RunFailed`` when a metric is not the recorded one.
@@ -47,7 +47,6 @@ def rescore(settings: Settings, run_id: str, folder: Path) -> RunRecord:
     if different:
         raise RunFailed(f"{len(different)} metrics differ from {path}: {', '.join(different[:3])}")
     print(f"every metric equals the record {path}")
-    return record
 
 
 def score_stored(task: Task, settings: Settings, folder: Path) -> dict[str, dict[str, float]]:

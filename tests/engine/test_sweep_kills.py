@@ -110,3 +110,24 @@ def test_two_processes_at_one_sweep_run_each_job_once(tmp_path: Path) -> None:
     found = results(tmp_path)
     assert len(found) == 8
     assert {status for status, _ in found.values()} == {"finished"}
+
+
+def test_a_job_says_that_it_found_its_run_finished(tmp_path: Path) -> None:
+    # Also when the other process began it in the same second: two processes that both counted it would say of one sweep
+    # that it ran nine jobs of eight.
+    script = (
+        "import json, sys; from datetime import UTC, datetime; from lrx.engine.compose import Composer\n"
+        "from lrx.engine.jobs import make_all; from lrx.engine.work import do; from lrx.results.record import record_path\n"
+        "(job,) = make_all([sys.argv[1:]], Composer())\n"
+        "first = do(job.settings.model_dump(mode='json'), job.run_id)\n"
+        "path = record_path(job.settings.paths.root, job.run_id); record = json.loads(path.read_text())\n"
+        "path.write_text(json.dumps({**record, 'started': datetime.now(UTC).isoformat(timespec='seconds')}))\n"
+        "second = do(job.settings.model_dump(mode='json'), job.run_id)\n"
+        "print('found', [(end.code, end.found) for end in (first, second)])\n"
+    )
+    overrides = ["method=head", "scale=smoke", "task.subset=sentiment", "logger=none", "trainer.max_steps=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *overrides, f"paths.root={tmp_path}"],
+        cwd=ROOT, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["found [(0, False), (0, True)]"], done.stdout + done.stderr
