@@ -117,7 +117,8 @@ def test_a_job_says_that_it_found_its_run_finished(tmp_path: Path) -> None:
     # that it ran nine jobs of eight.
     script = (
         "import json, sys; from datetime import UTC, datetime; from lrx.engine.compose import Composer\n"
-        "from lrx.engine.jobs import make_all; from lrx.engine.work import do; from lrx.results.record import record_path\n"
+        "from lrx.engine.jobs import make_all; from lrx.engine.work import do\n"
+        "from lrx.results.record import record_path\n"
         "(job,) = make_all([sys.argv[1:]], Composer())\n"
         "first = do(job.settings.model_dump(mode='json'), job.run_id)\n"
         "path = record_path(job.settings.paths.root, job.run_id); record = json.loads(path.read_text())\n"
