@@ -44,7 +44,7 @@ from lrx.methods.base import Method
 from lrx.models.base import Backbone
 from lrx.nn.lowrank import Pair
 from lrx.nn.optim import CompositeOptimizer
-from lrx.nn.pair_optim import Batch, Factor, PairOptimizer, add_rows, decay, gradients, stack
+from lrx.nn.pair_optim import Batch, Factor, PairOptimizer, add, decay, gradients, stack
 from lrx.nn.solve import gram_inverse
 
 
@@ -102,38 +102,38 @@ class AltLoRAOptimizer(PairOptimizer):
                 self._move(batch, group["lr"], group["weight_decay"])
 
     def _move(self, batch: Batch, lr: float, weight_decay: float) -> None:
-        """One factor of N equal pairs, as rows (N, r, width): written for A, for B everything is transposed."""
+        """One factor of N equal pairs: written for A; for B, products from the left are ones from the right."""
         beta1, fixed = self.beta1, stack(batch.fixed)
         X = batch.rows_of_fixed(fixed)  # B^T, or A for a step of B
         basis = self.stacked("basis", batch, fixed.shape[1:])
         momentum = self.stacked("momentum", batch)
-        M = batch.rows(momentum).to(X.dtype)
+        M = momentum.to(X.dtype)
         inverse = gram_inverse(X @ X.mT, self.damping)
 
         scale = batch.scaling**2 if self.use_scale else 1.0
-        g = (inverse / scale) @ gradients(batch)  # (1)
+        g = batch.from_left(inverse / scale, gradients(batch))  # (1)
         transport = inverse @ (X @ batch.rows_of_fixed(basis).to(X.dtype).mT)  # (2): M~ = transport M
-        averaged = torch.baddbmm(g, transport, M, beta=1 - beta1, alpha=beta1)  # (3)
+        averaged = batch.from_left(beta1 * transport, M).add_(g, alpha=1 - beta1)  # (3)
         direction = averaged
         if self.second is not None:
             direction = averaged / self._root_mean_square(batch, g, self.second)
             if not self.second.keep_transported:
                 averaged = torch.lerp(g, M, beta1)
-        batch.rows(momentum).copy_(averaged)
+        momentum.copy_(averaged)
         basis.copy_(fixed)
 
         step = lr / (1 - beta1**batch.count) if self.bias_correction else lr
         if not self.decay_after:
             decay(batch, 1 - lr * weight_decay)
-        add_rows(batch, direction, step=step)  # (4)
+        add(batch, direction, step=step)  # (4)
         if self.decay_after:
             decay(batch, 1 - lr * weight_decay)
 
     def _root_mean_square(self, batch: Batch, g: torch.Tensor, second: SecondMoment) -> torch.Tensor:
-        """``sqrt(V) + eps`` as (N, r, width), after V has taken in ``g`` (N, r, width)."""
+        """``sqrt(V) + eps`` in the layout of the moving factors, after V has taken in ``g``."""
         V = self.stacked("second", batch)
-        averaged = batch.rows(V).to(g.dtype).mul(second.beta2).addcmul_(g, g, value=1 - second.beta2)
-        batch.rows(V).copy_(averaged)
+        averaged = V.to(g.dtype).mul(second.beta2).addcmul_(g, g, value=1 - second.beta2)
+        V.copy_(averaged)
         if second.correct:
             averaged /= 1 - second.beta2**batch.count
         return averaged.sqrt_().add_(second.eps)
@@ -159,7 +159,7 @@ class AltLoRA(Method):
     """
 
     name: ClassVar[str] = "altlora"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "AltLoRA (Yu et al. 2025, arXiv 2505.12455), Algorithm 1"
     exact_at_init: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
@@ -239,7 +239,7 @@ class AltLoRAPlus(Method):
     """
 
     name: ClassVar[str] = "altlora_plus"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "AltLoRA+ (Yu et al. 2025, arXiv 2505.12455), Algorithm 2"
     exact_at_init: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True

@@ -30,7 +30,7 @@ from lrx.methods import parts
 from lrx.methods.base import Method
 from lrx.models.base import Backbone
 from lrx.nn.lowrank import Pair
-from lrx.nn.pair_optim import Batch, PairOptimizer, add_rows, decay, gradients, stack
+from lrx.nn.pair_optim import Batch, PairOptimizer, add, decay, gradients, stack
 from lrx.nn.solve import gram_inverse
 
 
@@ -54,26 +54,26 @@ class ScaledAdamWOptimizer(PairOptimizer):
         self.bias_correction, self.b_gram = bias_correction, b_gram
 
     def update(self, group: dict[str, Any]) -> None:
-        work: Iterable[tuple[Batch, Tensor]]
-        work = ((batch, self._precondition(batch)) for factor in self.moves(0) for batch in self.batches(factor))
-        if self.b_gram == "old":
-            work = list(work)  # every Gram matrix is taken before any factor moves
-        for batch, g in work:
-            self._adamw(batch, g, group["lr"], group["weight_decay"])
+        for batches in self.joint_batches():
+            work: Iterable[tuple[Batch, Tensor]] = ((batch, self._precondition(batch)) for batch in batches)
+            if self.b_gram == "old":
+                work = list(work)  # both Gram matrices of a pair are taken before either factor moves
+            for batch, g in work:
+                self._adamw(batch, g, group["lr"], group["weight_decay"])
 
     def _precondition(self, batch: Batch) -> Tensor:
         X = batch.rows_of_fixed(stack(batch.fixed))
-        return gram_inverse(X @ X.mT, self.damping) @ gradients(batch)  # (1)
+        return batch.from_left(gram_inverse(X @ X.mT, self.damping), gradients(batch))  # (1)
 
     def _adamw(self, batch: Batch, g: Tensor, lr: float, weight_decay: float) -> None:
         (beta1, beta2), t = self.betas, batch.count
         exp_avg, exp_avg_sq = self.stacked("exp_avg", batch), self.stacked("exp_avg_sq", batch)
-        M = batch.rows(exp_avg).to(g.dtype).lerp(g, 1 - beta1)  # (2)
-        V = batch.rows(exp_avg_sq).to(g.dtype).mul(beta2).addcmul_(g, g, value=1 - beta2)
-        batch.rows(exp_avg).copy_(M)
-        batch.rows(exp_avg_sq).copy_(V)
+        M = exp_avg.to(g.dtype).lerp(g, 1 - beta1)  # (2)
+        V = exp_avg_sq.to(g.dtype).mul(beta2).addcmul_(g, g, value=1 - beta2)
+        exp_avg.copy_(M)
+        exp_avg_sq.copy_(V)
         step = lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t) if self.bias_correction else lr
-        add_rows(batch, M / V.sqrt_().add_(self.eps), step=step)  # (3)
+        add(batch, M.div_(V.sqrt_().add_(self.eps)), step=step)  # (3)
         decay(batch, 1 - lr * weight_decay)
 
 
@@ -81,7 +81,7 @@ class ScaledAdamW(Method):
     """``damping``: added to the Gram matrices' diagonals. ``b_gram``: B's Gram matrix from the old or the moved A."""
 
     name: ClassVar[str] = "scaled_adamw"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Riemannian Preconditioned LoRA (Zhang and Pilanci 2024, arXiv 2402.02347)"
     exact_at_init: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
