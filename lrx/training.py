@@ -62,11 +62,17 @@ def build_backbone(task: Task, settings: Settings) -> Backbone:
     try:
         kept = key in warm.kept
         backbone: Backbone = warm.keep(key, lambda: model.build(task.inputs, task.outputs, seed))
+        backbone.pretrained = is_pretrained(settings)
     except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         raise UserError(f"model={settings.model['name']}: {' '.join(str(error).split())[:200]}") from error
     if not kept or warm.keeping():
         return backbone
     return copy.deepcopy(backbone, {id(backbone.tokenizer): backbone.tokenizer})  # nothing changes a tokenizer
+
+
+def is_pretrained(settings: Settings) -> bool:
+    """Whether the model starts from trained weights. A family without a choice of weights has random ones."""
+    return settings.model.get("weights", "random") != "random"
 
 
 def prepare_part(task: Task, settings: Settings) -> None:

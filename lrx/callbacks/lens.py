@@ -20,7 +20,7 @@ from lrx.methods.base import Method
 from lrx.models.base import Backbone
 from lrx.modules.supervised import Supervised
 from lrx.nn import spectrum
-from lrx.nn.lowrank import matrix
+from lrx.nn.lowrank import LowRank, Pair, matrix
 from lrx.nn.targets import KEYWORDS, find_targets, is_grouped
 from lrx.schema import Settings
 
@@ -184,7 +184,7 @@ def look_at(method: Method, backbone: Backbone, target_modules: str | list[str] 
     """
     if pairs := method.pairs(backbone):
         chosen = _selected({pair.name: pair for pair in pairs}, backbone, target_modules)
-        found = [_factored(pair.weight, pair.B, pair.A, pair.scaling, pair.name) for pair in chosen.values()]
+        found = [_absorbing(pair) if method.moves_base else _factored(pair) for pair in chosen.values()]
     elif layers := tuned_layers(backbone):
         found = [_compared(*item) for item in _selected(layers, backbone, target_modules).items()]
     else:
@@ -217,11 +217,12 @@ def _selected(layers: dict[str, T], backbone: Backbone, target_modules: str | li
 
 
 def tuned_layers(backbone: Backbone) -> dict[str, nn.Module]:
-    """Layers of peft around a linear one or a convolution."""
+    """Layers of peft, and low-rank ones whose method has no pairs, around a linear one or a convolution."""
     return {
         name: module
         for name, module in backbone.net.named_modules()
-        if isinstance(getattr(module, "base_layer", None), nn.Linear | nn.Conv2d) and not backbone.in_head(name)
+        if not backbone.in_head(name)
+        and (isinstance(module, LowRank) or isinstance(getattr(module, "base_layer", None), nn.Linear | nn.Conv2d))
     }
 
 
@@ -236,13 +237,22 @@ def inner(backbone: Backbone, name: str) -> nn.Module:
     return getattr(layer, "base_layer", None) or getattr(layer, "base", None) or layer
 
 
-def _factored(weight: Tensor, B: Tensor, A: Tensor, scaling: float, name: str) -> Looking:
-    m, n = weight.shape
+def _factored(pair: Pair) -> Looking:
+    m, n = pair.weight.shape
+    return Looking(pair.name, (m, n), lambda: spectrum.factored_svd(*pair.change(), pair.scaling), lambda: _whole(pair))
 
-    def whole() -> Tensor:
-        return weight.detach().cpu().double() + scaling * (B.detach().cpu().double() @ A.detach().cpu().double())
 
-    return Looking(name, (m, n), lambda: spectrum.factored_svd(B, A, scaling), whole)
+def _absorbing(pair: Pair) -> Looking:
+    """A pair whose W takes in parts of the update: compared with what the whole was at the start."""
+    m, n = pair.weight.shape
+    start = _whole(pair)
+    return Looking(pair.name, (m, n), lambda: spectrum.dense_svd(_whole(pair) - start), lambda: _whole(pair))
+
+
+def _whole(pair: Pair) -> Tensor:
+    """The effective matrix (m, n) on the CPU in float64."""
+    B, A = (factor.detach().cpu().double() for factor in pair.change())
+    return pair.weight.detach().cpu().double() + pair.scaling * (B @ A)
 
 
 def _compared(name: str, layer: nn.Module) -> Looking:
@@ -256,6 +266,8 @@ def response(layer: nn.Module) -> Tensor:
     """The (m, n) matrix by which a linear-like layer acts, adapters included and dropout off, as a copy on the CPU."""
     if isinstance(layer, nn.Linear | nn.Conv2d):
         return matrix(layer).detach().to("cpu", copy=True)
+    if isinstance(layer, LowRank):
+        return matrix(copy.deepcopy(layer).merged()).detach().cpu()
     base: Any = getattr(layer, "base_layer", layer)
     if isinstance(base, nn.Conv2d):  # unit vectors would have to be laid under the kernel, whatever the padding
         folded: Any = copy.deepcopy(layer).eval()

@@ -28,8 +28,12 @@ class Method:
     ``name``, ``version``: registry key; the version is part of a run's fingerprint, raise it when numbers change.
     ``paper``: title, first author, year, identifier.
     ``exact_at_init``: after ``adapt`` the outputs equal the backbone's.
+    ``init_tolerance``: by how much they may differ from rounding, where the method takes something out of the weights.
     ``mergeable``: ``merge`` folds the update into plain weights and leaves the outputs unchanged.
     ``trains``: false for a method that evaluates the backbone as it is.
+    ``moves_base``: the matrices below its low-rank layers absorb parts of the update in between, so that an adapter's
+    state holds them and ``s B A`` is not the whole change.
+    ``trains_base``: the backbone's own matrices are trained, so that nothing of it need stay as it was.
     ``peft_form``: ``"lora"`` when the result is a plain LoRA that PEFT can load, else None.
     """
 
@@ -37,8 +41,11 @@ class Method:
     version: ClassVar[int] = 1
     paper: ClassVar[str] = ""
     exact_at_init: ClassVar[bool] = True
+    init_tolerance: ClassVar[float] = 0.0
     mergeable: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    moves_base: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = False
     peft_form: ClassVar[Literal["lora"] | None] = None
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
@@ -50,6 +57,10 @@ class Method:
     def optimizer(self, backbone: Backbone) -> torch.optim.Optimizer:
         """The optimizer over everything that is trained, the task head included. Learning rates are in its groups."""
         raise NotImplementedError(f"{type(self).__name__} must build an optimizer")
+
+    def rate_factors(self, backbone: Backbone) -> dict[str, float]:
+        """Parameters outside the head that train at a multiple of ``lr``: name -> factor. All others have 1."""
+        return {}
 
     def plan(self, backbone: Backbone, total_steps: int) -> None:
         """Called once before training with the number of optimizer steps, for methods that follow a schedule."""
@@ -76,8 +87,9 @@ class Method:
 
     def load_adapter(self, backbone: Backbone, state: dict[str, Tensor]) -> None:
         """Put ``adapter_state`` back into an adapted backbone. Raises ``ValueError`` naming keys that do not fit."""
-        own = dict(backbone.net.named_parameters()) | dict(backbone.net.named_buffers())
-        expected = set(self.adapter_state(backbone))
+        state_now = self.adapter_state(backbone)  # of what is neither parameter nor buffer, the tensors themselves
+        own = state_now | dict(backbone.net.named_parameters()) | dict(backbone.net.named_buffers())
+        expected = set(state_now)
         if missing := expected - set(state):
             raise ValueError(f"adapter lacks {len(missing)} tensors, e.g. {sorted(missing)[0]!r}")
         if unknown := set(state) - expected:

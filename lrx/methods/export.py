@@ -17,7 +17,8 @@ def to_peft(method: Method, backbone: Backbone, out_dir: str | Path, base_model_
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``peft.PeftModel.from_pretrained`` reads.
 
     The task head is stored through ``modules_to_save``. ``base_model_name``: the pretrained model that peft puts below
-    the adapter, a hub name or a folder (None: unsaid). Raises ``UserError`` for methods that are no plain LoRA.
+    the adapter, a hub name or a folder (None: unsaid). An anchored layer, W + s (B A - B0 A0), is written as a plain
+    LoRA of twice its rank. Raises ``UserError`` for methods that are no plain LoRA.
     """
     from peft import LoraConfig
 
@@ -25,13 +26,15 @@ def to_peft(method: Method, backbone: Backbone, out_dir: str | Path, base_model_
         raise UserError("PEFT does not find this model's layers under its own names; export the merged weights instead")
     layers = dict(lowrank_layers(backbone.net))
     if method.peft_form != "lora" or not layers:
-        raise UserError(f"method={method.name} does not end in a plain LoRA adapter; export the merged weights instead")
+        instead = "export the merged weights instead" if method.mergeable else "nor can it be merged into plain weights"
+        raise UserError(f"method={method.name} does not end in a plain LoRA adapter; {instead}")
     for name, layer in layers.items():
         if isinstance(layer, LowRankConv2d) and (set(layer.base.dilation) != {1} or layer.base.padding_mode != "zeros"):
             raise UserError(
                 f"layer {name!r}: PEFT's LoRA knows no dilated or circular convolution; export merged weights"
             )
-    shapes = {(layer.rank, layer.scaling) for layer in layers.values()}
+    factors = {name: layer.change() for name, layer in layers.items()}
+    shapes = {(len(factors[name][1]), layer.scaling) for name, layer in layers.items()}
     if len(shapes) > 1:
         raise UserError(f"layers of different rank or scaling cannot be exported as one LoRA: {sorted(shapes)}")
     ((rank, scaling),) = shapes
@@ -46,7 +49,7 @@ def to_peft(method: Method, backbone: Backbone, out_dir: str | Path, base_model_
     )
     tensors = {}
     for name, layer in layers.items():
-        A, B = layer.A.detach(), layer.B.detach()
+        B, A = (factor.detach() for factor in factors[name])
         if isinstance(layer, LowRankConv2d):
             A, B = A.view(-1, *layer.weight.shape[1:]), B[:, :, None, None]
         tensors[f"base_model.model.{name}.lora_A.weight"] = A.contiguous()

@@ -30,6 +30,7 @@ class Full(Method):
     paper: ClassVar[str] = "full fine-tuning with AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)"
     exact_at_init: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = True
     peft_form: ClassVar[Literal["lora"] | None] = None
 
     def __init__(self, *, lr: float, weight_decay: float = 0.0, head_lr: float | None = None) -> None:

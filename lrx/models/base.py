@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
@@ -11,11 +11,23 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a task feeds a model. ``kind="text"``: one or two sentences; ``"image"``: (channels, height, width)."""
+    """What a task feeds a model. ``kind="text"``: one or two sentences; ``"image"``: (channels, height, width).
 
-    kind: Literal["text", "image"]
+    ``kind="sequence"``: long sequences of at most ``max_length`` steps, with their true ``lengths`` (batch,) int64.
+    Their steps are ids below ``vocabulary``, ``input_ids`` (batch, length) int64, padded on the right with id 0; where
+    ``vocabulary`` is 0 they are ``values`` (batch, length, ``features``) float32. ``pairs``: an example is two
+    sequences, the second in ``input_ids_b`` or ``values_b`` and ``lengths_b``.
+    ``tokenizer``: the text of a ``tokenizer.json`` that the task has made of its own texts, for models that have none;
+    empty where it has made none.
+    """
+
+    kind: Literal["text", "image", "sequence"]
     shape: tuple[int, ...] = ()
     max_length: int = 128
+    tokenizer: str = field(default="", repr=False)
+    vocabulary: int = 0
+    features: int = 0
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,15 +69,16 @@ class Backbone(nn.Module):
     every method trains and none adapts. ``roles``: role (``query``, ``value``, ...) -> a pattern for the end of the
     names of the layers that play it, for ``target_modules``. ``tokenizer``: for text inputs, else None. ``reads``: how
     a batch reaches it: ``"pair"`` (one or two sentences, to an encoder or decoder with a head), ``"text_to_text"``,
-    ``"causal"`` (a prompt to be continued) or ``"image"``. ``image``: what the weights were trained with: ``mean`` and
-    ``std`` of the channels for values in [0, 1], ``interpolation`` (``bilinear``, ``bicubic``), ``size`` (height,
-    width); None where nothing is known, as for random weights.
+    ``"causal"`` (a prompt to be continued), ``"image"`` or ``"sequence"``. ``image``: what the weights were trained
+    with: ``mean`` and ``std`` of the channels for values in [0, 1], ``interpolation`` (``bilinear``, ``bicubic``),
+    ``size`` (height, width); None where nothing is known, as for random weights.
 
     ``forward(batch)``: a batch as the task collates it -> (batch, size) scores or values in float32; of a causal model
     (batch, length, vocabulary) scores of the next token.
     """
 
     rewritten: bool = False  # whether layers of ``net`` have other names than in its library; see ``stock``
+    pretrained: bool = False  # whether its weights were trained before, which who builds it for a run says
     positions: int | None = None  # the most tokens that fit, where each position has an embedding of its own (GPT-2)
     net: Any  # an nn.Module; its own attributes (config, get_encoder, ...) are not PyTorch's to know
 
@@ -76,7 +89,7 @@ class Backbone(nn.Module):
         head: Sequence[str],
         roles: Mapping[str, str],
         tokenizer: Any = None,
-        reads: Literal["pair", "text_to_text", "causal", "image"] = "pair",
+        reads: Literal["pair", "text_to_text", "causal", "image", "sequence"] = "pair",
         image: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -17,7 +17,8 @@ class Pair:
     """One adapted matrix as every low-rank method sees it: ``W + scaling * B A``.
 
     ``weight`` (m, n) is frozen, of a convolution its kernels as rows (m, channels h w); ``B`` (m, r) and ``A`` (r, n)
-    are the trained factors; ``name`` is the adapted layer's name in the backbone.
+    are the trained factors; ``name`` is the adapted layer's name in the backbone. ``B0``, ``A0``: of an anchored layer,
+    whose matrix is ``W + scaling * (B A - B0 A0)``.
     """
 
     name: str
@@ -25,6 +26,23 @@ class Pair:
     B: nn.Parameter
     A: nn.Parameter
     scaling: float
+    B0: Tensor | None = None
+    A0: Tensor | None = None
+
+    def change(self) -> tuple[Tensor, Tensor]:
+        """Factors (m, k) and (k, n) of what is added to ``weight``, but for the scaling; see ``change``."""
+        return change(self.B, self.A, self.B0, self.A0)
+
+
+def change(B: Tensor, A: Tensor, B0: Tensor | None, A0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Factors of ``B A``, or of ``B A - B0 A0`` with an anchor: then of twice the rank, (m, 2 r) and (2 r, n).
+
+    ``B A - B0 A0 = [B - B0, B0] [A; A - A0]``: in this form it is zero at the anchor to the last digit, and the large
+    product ``B0 A0`` is never added and taken away again.
+    """
+    if B0 is None or A0 is None:
+        return B, A
+    return torch.cat([B - B0, B0], 1), torch.cat([A, A - A0])
 
 
 class LowRank(nn.Module):
@@ -34,9 +52,14 @@ class LowRank(nn.Module):
     ``base``: their products run outside autocast, and only their sum with the base's output is rounded to its type. A
     starts Kaiming-uniform with a = sqrt(5), as in the official code of LoRA, B at zero, so the layer starts as ``base``
     exactly.
+
+    An anchored layer (``anchor``) starts as ``base`` from any factors: its matrix is ``W + scaling * (B A - B0 A0)``
+    with frozen copies ``B0``, ``A0`` of the factors at the start. W itself stays as it was, to the last bit.
     """
 
     base: Any  # an nn.Linear or nn.Conv2d
+    B0: Tensor | None
+    A0: Tensor | None
 
     def __init__(
         self,
@@ -64,6 +87,21 @@ class LowRank(nn.Module):
         draw = torch.rand(rank, n, dtype=torch.float32, generator=generator)
         with torch.no_grad():
             self.A.copy_((2 * draw - 1) * bound)
+        self.register_buffer("B0", None)
+        self.register_buffer("A0", None)
+
+    @torch.no_grad()
+    def anchor(self, B: Tensor | None = None, A: Tensor | None = None) -> None:
+        """Put the factors at ``B`` (m, rank), ``A`` (rank, n) (None: where they are) and start as ``base`` there."""
+        if B is not None:
+            self.B.copy_(B)
+        if A is not None:
+            self.A.copy_(A)
+        self.B0, self.A0 = self.B.detach().clone(), self.A.detach().clone()
+
+    def change(self) -> tuple[Tensor, Tensor]:
+        """Factors (m, k), (k, n) of what is added to W, but for the scaling; k is the rank, or with an anchor twice."""
+        return change(self.B, self.A, self.B0, self.A0)
 
     @property
     def weight(self) -> Tensor:
@@ -77,7 +115,8 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Module:
         """The plain layer with the matrix ``W + scaling * B A``, computed in float32 and rounded once."""
-        delta = (self.B.float() @ self.A.float()) * self.scaling
+        B, A = self.change()
+        delta = (B.float() @ A.float()) * self.scaling
         weight = self.base.weight
         weight.copy_(weight.float() + delta.view(weight.shape))
         return self.base
@@ -103,13 +142,12 @@ class LowRankLinear(LowRank):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         with torch.autocast(x.device.type, enabled=False):
-            h = F.linear(self.dropout(x).to(self.A.dtype), self.A)
-            if y.dtype == self.B.dtype:  # one fused call instead of a product, a scaling and a sum
-                update = torch.addmm(
-                    y.reshape(-1, y.shape[-1]), h.reshape(-1, self.rank), self.B.t(), alpha=self.scaling
-                )
+            B, A = self.change()
+            h = F.linear(self.dropout(x).to(A.dtype), A)
+            if y.dtype == B.dtype:  # one fused call instead of a product, a scaling and a sum
+                update = torch.addmm(y.reshape(-1, y.shape[-1]), h.reshape(-1, len(A)), B.t(), alpha=self.scaling)
                 return update.view_as(y)
-            return y + (F.linear(h, self.B) * self.scaling).to(y.dtype)
+            return y + (F.linear(h, B) * self.scaling).to(y.dtype)
 
 
 class LowRankConv2d(LowRank):
@@ -130,8 +168,9 @@ class LowRankConv2d(LowRank):
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         with torch.autocast(x.device.type, enabled=False):
-            h = self._convolve(self.dropout(x).to(self.A.dtype), self.A.view(-1, *self.base.weight.shape[1:]))
-            update = F.conv2d(h * self.scaling, self.B[:, :, None, None])
+            B, A = self.change()
+            h = self._convolve(self.dropout(x).to(A.dtype), A.view(-1, *self.base.weight.shape[1:]))
+            update = F.conv2d(h * self.scaling, B[:, :, None, None])
             return y + update.to(y.dtype)
 
     def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
@@ -160,7 +199,20 @@ def lowrank_layers(root: nn.Module) -> Iterator[tuple[str, LowRank]]:
 
 def pairs(root: nn.Module) -> list[Pair]:
     """The pairs (W, B, A) of every low-rank layer below ``root``."""
-    return [Pair(name, matrix(layer.base), layer.B, layer.A, layer.scaling) for name, layer in lowrank_layers(root)]
+    return [
+        Pair(name, matrix(layer.base), layer.B, layer.A, layer.scaling, layer.B0, layer.A0)
+        for name, layer in lowrank_layers(root)
+    ]
+
+
+def anchors(root: nn.Module) -> dict[str, Tensor]:
+    """The frozen factors B0, A0 of every anchored layer below ``root``, by name: part of an adapter's state."""
+    return {
+        f"{name}.{key}": buffer
+        for name, layer in lowrank_layers(root)
+        for key, buffer in layer.named_buffers(recurse=False)
+        if key in ("B0", "A0")
+    }
 
 
 def replace_module(root: nn.Module, name: str, new: nn.Module) -> None:

@@ -37,6 +37,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A copy, because PyTorch would leave the loaded tensors (``step`` among them) shared with ``state_dict``.
         super().load_state_dict(copy.deepcopy(state_dict))  # replaces groups and state: the parts must be linked again
+        restore_types(self, state_dict)
         self._link()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -47,6 +48,21 @@ class CompositeOptimizer(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
         return loss
+
+
+def restore_types(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """After ``load_state_dict(state_dict)``: give state tensors the types they were saved with.
+
+    PyTorch turns them all into the type of their parameter, which would round the float32 states of half-precision
+    weights and make floats of indices.
+    """
+    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, p in zip(saved, own, strict=True):
+        for key, value in state_dict["state"].get(index, {}).items():
+            loaded = optimizer.state[p][key]
+            if torch.is_tensor(value) and loaded.dtype != value.dtype:
+                optimizer.state[p][key] = value.to(loaded.device, copy=True)
 
 
 def adamw(
