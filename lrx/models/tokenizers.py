@@ -15,3 +15,14 @@ def bytes_tokenizer() -> Any:
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     plain.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>", pad_token="<|pad|>")
+
+
+def tokenizer_from(text: str) -> Any:
+    """The tokenizer in the text of a ``tokenizer.json`` whose first special token ends a text and pads."""
+    import json
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    end = next(token["content"] for token in json.loads(text)["added_tokens"] if token["special"])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), eos_token=end, pad_token=end)

@@ -322,10 +322,17 @@ def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values / largest if largest > 0 else values
 
 
+def _perplexity(predictions: NDArray[np.float64], sample: _Sample) -> Any:
+    """Of a block the prediction is its summed loss and the reference the number of its tokens."""
+    losses, tokens = np.stack([predictions, sample.references]).astype(np.float32) @ sample.weights
+    return np.exp(losses.astype(np.float64) / tokens)
+
+
 METRICS: dict[str, Callable[[NDArray[np.float64], _Sample], Any]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,
     "pearson": _pearson,
+    "perplexity": _perplexity,
     "spearman": _spearman,
 }

@@ -58,7 +58,7 @@ class Part:
     best_step: int | None = None
     steps: int = 0
     sizes: dict[str, int] = field(default_factory=dict)  # split -> number of examples
-    notes: dict[str, int] = field(default_factory=dict)  # e.g. {"truncated": 3}
+    notes: dict[str, float] = field(default_factory=dict)  # e.g. {"truncated": 3}
     predictions: dict[str, str] = field(default_factory=dict)  # split -> path relative to paths.root
     last_predictions: dict[str, str] = field(default_factory=dict)  # the same of the last step's weights
     # One entry per evaluation in step order, the last step at the end; records of earlier versions have none:

@@ -17,6 +17,7 @@ def render(record: RunRecord) -> str:
             shown = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
             chosen = f"best of step {part.best_step}" if part.best_step != part.steps else f"step {part.steps}"
             lines.append(f"  {name:<12} {split:<12} {shown}   (n={part.sizes.get(split, 0)}, {chosen})")
+        lines += [f"  {name:<12} {key} {value:.4f}" for key, value in part.notes.items() if isinstance(value, float)]
         if part.selects_on_reported:
             lines.append(f"  {name:<12} note: the checkpoint was selected on a reported split (task.holdout=0)")
     cost = record.cost

@@ -37,7 +37,7 @@ class Task(pl.LightningDataModule):
     reported: Sequence[str]
     selects_on_reported: bool = False
     unlabelled: Sequence[str] = ()
-    notes: Mapping[str, int] = {}
+    notes: Mapping[str, float] = {}
 
     def bind(self, backbone: Backbone, seed: int) -> None:
         """Tokenise for this backbone; batch order becomes a pure function of (``seed``, epoch)."""

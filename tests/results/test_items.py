@@ -18,6 +18,8 @@ from lrx.tasks import metrics as official
 from tests.results.fakes import FakeJob, predict, record_of
 
 N = 120
+# Of blocks of tokens the prediction is the summed loss, the reference the number of tokens.
+OFFICIAL = official.OFFICIAL | {"perplexity": lambda losses, tokens: float(np.exp(losses.sum() / tokens.sum()))}
 
 
 def _data(metric: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -25,6 +27,9 @@ def _data(metric: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     if metric in ("pearson", "spearman"):
         references = rng.integers(0, 6, N) / 2  # ratings have ties
         return np.round(references + rng.normal(size=N), 1), references
+    if metric == "perplexity":
+        references = rng.integers(5, 30, N)
+        return references * rng.uniform(0.5, 1.5, N), references
     references = rng.integers(0, 3 if metric == "matthews_correlation" else 2, N)
     return np.where(rng.random(N) < 0.75, references, 0), references
 
@@ -34,18 +39,18 @@ def test_each_resample_has_the_official_metric_of_its_items(metric: str) -> None
     predictions, references = _data(metric)
     sample = items._Sample(references.astype(float), draw(N, "part test"))
     values = METRICS[metric](predictions.astype(float), sample)
-    assert values[0] == pytest.approx(official.OFFICIAL[metric](predictions, references), abs=1e-5)
+    assert values[0] == pytest.approx(OFFICIAL[metric](predictions, references), abs=1e-5)
     for index in (1, 2, 500, 1000):
         chosen = np.repeat(np.arange(N), sample.weights[:, index].astype(int))
         assert len(chosen) == N
-        expected = official.OFFICIAL[metric](predictions[chosen], references[chosen])
+        expected = OFFICIAL[metric](predictions[chosen], references[chosen])
         assert values[index] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_the_standard_error_is_that_of_scipys_bootstrap(metric: str) -> None:
     predictions, references = _data(metric)
-    function = official.OFFICIAL[metric]
+    function = OFFICIAL[metric]
     expected = scipy_stats.bootstrap(
         (predictions, references), function, paired=True, vectorized=False, n_resamples=1500, rng=0, method="basic"
     ).standard_error
@@ -217,7 +222,7 @@ def test_two_metrics_of_one_part_are_resampled_together(tmp_path: Path) -> None:
     drawn = []
     for _ in range(1500):
         at = rng.integers(N, size=N)
-        one = [official.OFFICIAL[metric](predictions[at], references[at]) for metric in ("accuracy", "f1")]
+        one = [OFFICIAL[metric](predictions[at], references[at]) for metric in ("accuracy", "f1")]
         drawn.append(50 * sum(one))
     assert _mean_error(tmp_path, [record]) == pytest.approx(np.std(drawn), rel=0.1)
 
@@ -238,12 +243,12 @@ def test_with_groups_whole_documents_are_resampled(metric: str) -> None:
     predictions, references = _data(metric)
     sample = items._Sample(references.astype(float), draw(N, "part test", GROUPS.astype(float)))
     values = METRICS[metric](predictions.astype(float), sample)
-    assert values[0] == pytest.approx(official.OFFICIAL[metric](predictions, references), abs=1e-5)
+    assert values[0] == pytest.approx(OFFICIAL[metric](predictions, references), abs=1e-5)
     for index in (1, 2, 500, 1000):
         counts = sample.weights[:, index].astype(int)
         assert all(len(set(counts[group == GROUPS])) == 1 for group in range(20))
         chosen = np.repeat(np.arange(N), counts)
-        expected = official.OFFICIAL[metric](predictions[chosen], references[chosen])
+        expected = OFFICIAL[metric](predictions[chosen], references[chosen])
         assert values[index] == pytest.approx(expected, abs=1e-5)
 
 
