@@ -13,7 +13,7 @@ from lrx.methods.export import to_merged, to_peft
 from lrx.models.base import Backbone
 
 torch.set_num_threads(1)
-LOW_RANK = ["lora", "altlora", "altlora_plus", "lora_pro", "scaled_adamw"]
+LOW_RANK = ["lora", "altlora", "altlora_plus", "lora_pro", "scaled_adamw", "adaprelora", "lora_rite"]
 
 
 class TinyBert(Backbone):
@@ -84,7 +84,7 @@ def test_scaling_that_is_no_integer_survives(tmp_path):
     torch.testing.assert_close(logits(model), logits(backbone.net), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), [("full", {}), ("head", {}), ("peft", {"tuner": "ia3"})])
+@pytest.mark.parametrize(("name", "options"), [("full", {}), ("head", {}), ("lost", {}), ("peft", {"tuner": "ia3"})])
 def test_what_is_no_lora_is_refused(name, options, tmp_path):
     backbone, method = trained(name, **options)
     with pytest.raises(UserError, match="merged"):
@@ -92,9 +92,18 @@ def test_what_is_no_lora_is_refused(name, options, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "options"), [("lost", {"rank": 4}), ("noble", {"rank": 4})])
+def test_what_cannot_be_merged_is_refused(name, options, tmp_path):
+    backbone, method = trained(name, **options)
+    with pytest.raises(UserError, match=f"^method={name} cannot be merged into plain weights[^\n]*$"):
+        to_merged(method, backbone, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in [*LOW_RANK, "full", "head"]), ("peft", {"tuner": "dora"})]
-)
+    ("name", "options"), [*((name, {}) for name in [*LOW_RANK, "full", "head"]), ("peft", {"tuner": "dora"}),
+                          ("lost", {"activation": "none"}), ("noble", {"rank": 4, "activation": "identity"})],
+)  # fmt: skip
 def test_transformers_loads_the_merged_model(name, options, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
