@@ -25,6 +25,7 @@ from lrx.models.base import Backbone
 from lrx.models.shapes import HUB, PACKAGED
 from lrx.models.weights import resolve
 from lrx.nn.lowrank import matrix
+from lrx.nn.targets import find_targets
 from lrx.schema import Settings
 from lrx.tasks.base import Task
 from lrx.training import is_pretrained
@@ -127,16 +128,29 @@ def _count(task: Task, settings: Settings) -> Counts:
     arguments = {key: value for key, value in settings.method.items() if key != "name"}
     method: Method = registry.load("methods", settings.method["name"])(**arguments)
     shapes = {name: tuple(matrix(layer).shape) for name, layer in backbone.net.named_modules() if is_matrix(layer)}
+    stepped = _stepped(method, backbone)
     method.adapt(backbone, torch.Generator().manual_seed(0))
     adapter, head = split_trainable(backbone)
     trained = sum(p.numel() for _, p in adapter)
     in_head = sum(p.numel() for _, p in head)
-    names, state = _adapted(method, backbone, trained)
+    names, state = _adapted(method, backbone, trained, stepped)
     matrices = Counter((_role(name, backbone), m, n) for name in names if name in shapes for m, n in [shapes[name]])
     return Counts(task.name, total, in_head, trained, state + 2 * in_head, dict(matrices))
 
 
-def _adapted(method: Method, backbone: Backbone, trained: int) -> tuple[list[str], int]:
+Shapes = list[tuple[int, int]]
+
+
+def _stepped(method: Method, backbone: Backbone) -> Shapes:
+    """The target matrices of a method that trains or replaces them as a whole, and all else with AdamW."""
+    targets = getattr(method, "target_modules", None)
+    if not method.trains_base or targets is None:
+        return []
+    layers = find_targets(backbone.net, targets, roles=backbone.roles, head=backbone.head).values()
+    return [(m, n) for m, n in (matrix(layer).shape for layer in layers)]
+
+
+def _adapted(method: Method, backbone: Backbone, trained: int, stepped: Shapes) -> tuple[list[str], int]:
     """Names of the adapted matrices, and elements of state for everything trained outside the head."""
     if pairs := method.pairs(backbone):
         shapes = [pair.weight.shape for pair in pairs]
@@ -151,7 +165,8 @@ def _adapted(method: Method, backbone: Backbone, trained: int) -> tuple[list[str
         for name, layer in backbone.net.named_modules()
         if (not is_matrix(layer) or layer.weight.requires_grad) and not backbone.in_head(name)
     ]
-    return names, 2 * trained  # AdamW on the network's own parameters
+    others = trained - sum(method.trainable_per_matrix(*shape) for shape in stepped)
+    return names, sum(method.state_per_matrix(*shape) for shape in stepped) + 2 * others
 
 
 def _architecture(model: dict[str, Any]) -> dict[str, Any]:

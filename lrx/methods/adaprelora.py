@@ -22,10 +22,10 @@ column sums come from r x r Gram matrices and no m x n matrix is formed. The pap
 default: its row and column scales are what the preconditioner is for, while those of the surrogate follow A and B, so
 that it neither keeps the advantage on badly scaled problems nor bounds the step when a factor grows.
 
-Reconstructed, since neither the paper's full text nor official code was to be had: Adafactor's convention in (1) with a
-constant beta2 and its bias correction; the division by mean(L) in (2), which makes L R^T an estimate of G^2; the
-damping of S_A, S_B relative to their mean eigenvalue; where the first moment enters. S_B = 0 (the first step) has the
-inverse 0: A stands still, B moves.
+Departures: not known, since neither the paper's full text nor official code was to be had. Reconstructed: Adafactor's
+convention in (1) with a constant beta2 and its bias correction; the division by mean(L) in (2), which makes L R^T an
+estimate of G^2; the damping of S_A, S_B relative to their mean eigenvalue; where the first moment enters. S_B = 0
+(the first step) has the inverse 0: A stands still, B moves.
 Cost per matrix: r (m + n) parameters; state m + n (``sgd``), (r + 1) (m + n) (``adamw``); O((m + n) r^2 + r^3)
 operations per step, with ``full`` O(m n) more.
 """

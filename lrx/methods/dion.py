@@ -12,7 +12,8 @@
 Trained: everything; the target matrices as above, the rest with AdamW. Per step: one step of each.
 The rule is that of dion_simple.py in the official code (github.com/microsoft/dion). ``wide: transposed`` solves the
 transposed problem for m < n, as its full version does (Q is then (m, r)); that version's randomised Cholesky QR gives
-the same P up to rounding, and signs cancel. Departures: the rest is stepped by AdamW with the usual coefficients.
+the same P up to rounding, and signs cancel.
+Departures: the rest is stepped by AdamW with the usual coefficients.
 Cost per matrix: m n parameters, m n + r n state; O(m n r) operations per step.
 """
 

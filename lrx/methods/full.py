@@ -6,7 +6,8 @@
     p = p - lr (M / (1 - beta1^t) / (sqrt(V / (1 - beta2^t)) + eps) + weight_decay p)
 
 Trained: everything. Per step: one AdamW step.
-Departures: 1-D tensors (biases, norms) are not decayed, as is usual; the paper decays every parameter.
+Departures: 1-D tensors (biases, norms) are not decayed, as is usual; the paper decays every parameter. Parameters that
+the model gives a rate of their own (``Backbone.rates``) take at most that, and its decay.
 Cost per (m, n) matrix: m n parameters, 2 m n state.
 """
 
@@ -42,8 +43,13 @@ class Full(Method):
 
     def optimizer(self, backbone: Backbone) -> torch.optim.Optimizer:
         body, _ = split_trainable(backbone)
-        part = adamw(body, lr=self.lr, weight_decay=self.weight_decay)
-        return parts.with_head([part], backbone, lr=self.head_lr or self.lr, weight_decay=self.weight_decay)
+        groups: dict[tuple[float, float], list[tuple[str, torch.nn.Parameter]]] = {}
+        for name, p in body:
+            own = backbone.rates.get(name, {})
+            rate = min(self.lr, own.get("lr", self.lr)), own.get("weight_decay", self.weight_decay)
+            groups.setdefault(rate, []).append((name, p))
+        found = [adamw(group, lr=lr, weight_decay=decay) for (lr, decay), group in groups.items()]
+        return parts.with_head(found, backbone, lr=self.head_lr or self.lr, weight_decay=self.weight_decay)
 
     def trainable_per_matrix(self, m: int, n: int) -> int:
         return m * n

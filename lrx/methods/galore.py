@@ -12,10 +12,11 @@ Trained: everything; the target matrices as above, the rest with AdamW.
 Per step: one step of each. M and V are not transformed when P changes.
 
 Everything is as in the official code (github.com/jiaweizzhao/GaLore): eps is added to the uncorrected sqrt(V), decay
-follows the step and is not scaled, the SVD is in float32. Departures: a singular vector's sign, which decides what M
-means after the next refresh and which LAPACK leaves open, is fixed by making its largest entry positive; the rest is
-stepped by the usual AdamW (eps 1e-8 after the correction); the projection to r x r (``full``) is not offered; on the
-longer side (``side: reverse``) r may equal the shorter one, for which the official back-projection fails.
+follows the step and is not scaled, the SVD is in float32.
+Departures: a singular vector's sign, which decides what M means after the next refresh and which LAPACK leaves open,
+is fixed by making its largest entry positive; the rest is stepped by the usual AdamW (eps 1e-8 after the correction);
+the projection to r x r (``full``) is not offered; on the longer side (``side: reverse``) r may equal the shorter one,
+for which the official back-projection fails.
 
 Cost per matrix: m n parameters, 2 r max(m, n) + r min(m, n) state; O(m n r) operations per step, an SVD every T steps.
 """

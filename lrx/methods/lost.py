@@ -13,14 +13,15 @@ Trained: A, B, W_s with AdamW; in the pre-training form also everything that is 
 decay), in the fine-tuning form only the task head besides. I is chosen once, stays, and belongs to the stored state.
 Per step: one AdamW step. The fine-tuning form subtracts nothing from W0, so it does not start as the backbone.
 
-Sources and departures: the text of the paper was not at hand. The layer, its start and the choice of channels are those
-of the first author's fine-tuning code (github.com/JiaxiLi1/elsa_finetuning, hybrid_lowrank_sparse_adapter.py); that the
-paper's own runs do the same is an assumption, and gamma, K, r and the rates of those runs are not known. Open choices
-are options: ``gamma``, ``sparsity`` or ``channels``, ``band``, ``band_from``, ``channel_choice``, ``sparse_from`` (the
-code takes W, a review asks why not W_comp), ``activation`` (SiLU; the code can leave it out). Here the signs of the
-singular vectors are fixed (the largest entry of u_i is positive): with an activation that is not odd the function
-depends on them, and LAPACK leaves them open. Without a sparse path (``sparse: false``) gamma is 1, which with SiLU and
-random factors is CoLA's layer. The code trains no bias; in the pre-training form it is trained here.
+Departures: not known, since the text of the paper was not at hand. The layer, its start and the choice of channels
+are those of the first author's fine-tuning code (github.com/JiaxiLi1/elsa_finetuning,
+hybrid_lowrank_sparse_adapter.py); that the paper's own runs do the same is an assumption, and gamma, K, r and the
+rates of those runs are not known. Open choices are options: ``gamma``, ``sparsity`` or ``channels``, ``band``,
+``band_from``, ``channel_choice``, ``sparse_from`` (the code takes W, a review asks why not W_comp), ``activation``
+(SiLU; the code can leave it out). Here the signs of the singular vectors are fixed (the largest entry of u_i is
+positive): with an activation that is not odd the function depends on them, and LAPACK leaves them open. Without a
+sparse path (``sparse: false``) gamma is 1, which with SiLU and random factors is CoLA's layer. The code trains no
+bias; in the pre-training form it is trained here.
 Merged: only without activation; the pre-training form then becomes one dense matrix per layer.
 Cost per matrix: r (m + n) + m K parameters, twice that of state, 2 (r (m + n) + m K) operations per token.
 """
