@@ -3,10 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 QUICK := results/quickstart
+# What `make tune`, `make reference` and `make tables` go through, with the trials for each method.
+BUDGETS := altlora_glue:5 adaptertune_transfer:5 lora_e2e:3 adaprelora_e2e:3 altlora_gsm8k:3 lora_sb_glue:3 \
+  dct_adamw_lm:3 switchlora_lm:3 lost_lm:3 noble_lm:3 muon_nesterov_lm:3
+SWEEPS := $(foreach pair,$(BUDGETS),$(firstword $(subst :, ,$(pair))))
 # Two test processes with one computing thread each use two cores best.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-slow lint setup tune reference lock benchmark clean help
+.PHONY: run test test-slow lint setup tune reference tables lock benchmark clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,16 +40,22 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tune: setup  ## the tuned values below conf/tuned (about an hour on 2 cores, resumable)
-	$(BIN)/python -m lrx tune altlora_glue budget=5 jobs=2
+tune: setup  ## the tuned values below conf/tuned (hours on 2 cores, resumable)
+	for pair in $(BUDGETS); do $(BIN)/python -m lrx tune $${pair%:*} budget=$${pair#*:} || exit; done
 
-reference: setup  ## the tracked tables below results/reference (about half an hour on 2 cores, resumable)
-	$(BIN)/python run.py +sweeps=altlora_glue jobs=2
-	$(BIN)/python -m lrx table altlora_glue --out results/reference/altlora_glue --save-records
-	$(BIN)/python -m lrx bundle altlora_glue --out results/reference/altlora_glue/bundle.zip
+reference: setup  ## the tracked tables below results/reference (hours on 2 cores, resumable)
+	for sweep in $(SWEEPS); do \
+	  $(BIN)/python run.py +sweeps=$$sweep && \
+	  $(BIN)/python -m lrx table $$sweep --out results/reference/$$sweep --save-records --quiet && \
+	  $(BIN)/python -m lrx bundle $$sweep --out results/reference/$$sweep/bundle.zip || exit; done
+
+tables: setup  ## all tables into results/tables, from the tracked bundles where there is one, else from own records
+	for sweep in $(SWEEPS); do bundle=results/reference/$$sweep/bundle.zip; \
+	  $(BIN)/python -m lrx table $$sweep --quiet --out results/tables/$$sweep $$(test -f $$bundle && echo "--records $$bundle") || exit; done
 
 benchmark: setup  ## step times, generation and image loading against plain loops; overhead of sweeps, speed of the desk
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.sweeps
