@@ -130,10 +130,15 @@ def subsets(settings: Settings) -> list[str]:
 
 def run_id(settings: Settings) -> str:
     """A readable, unique file name for a run: task, method, model, scale, seed and the fingerprint's first digits."""
-    chosen = "+".join(subsets(settings))[:40]
+    chosen = "+".join(subsets(settings))[:40] or str(settings.task.get(_named_by(settings), ""))
     task = f"{settings.task['name']}-{chosen}" if chosen else settings.task["name"]
     parts = [task, settings.method["name"], settings.model["name"], settings.scale.name, f"s{settings.seed}"]
     return re.sub(r"[^A-Za-z0-9_+.-]", "_", "-".join([*parts, fingerprint(settings)[:10]]))
+
+
+def _named_by(settings: Settings) -> str:
+    """The option that names one of a task's data sets in run ids, where its class says that there is one."""
+    return str(registry.find("tasks", settings.task["name"]).attributes.get("named_by", ""))
 
 
 def _folder_digest(folder: Path) -> str:

@@ -52,13 +52,17 @@ def choices(kind: str) -> dict[str, Choice]:
     if kind == "sweeps":
         return {name: Choice(kind, name, paths.sweeps_dir() / f"{name}.yaml") for name in sweep_names()}
     found = {}
-    for path in sorted((paths.conf_dir() / KINDS[kind]).glob("*.yaml")):
+    folder = paths.conf_dir() / KINDS[kind]
+    for path in sorted(folder.glob("**/*.yaml" if kind == "tasks" else "*.yaml")):  # a suite's data sets: lra/listops
         key = load_yaml(path).get(_CLASS_KEY[kind])
         entry = registry.entries(kind).get(str(key))
-        found[path.stem] = Choice(kind, path.stem, path, entry)
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        found[name] = Choice(kind, name, path, entry)
     if kind != "models":  # a model family alone is no choice: its config files say which weights
+        known = {choice.entry.name for choice in found.values() if choice.entry}
         for name, entry in registry.entries(kind).items():
-            found.setdefault(name, Choice(kind, name, None, entry))
+            if name not in known:
+                found[name] = Choice(kind, name, None, entry)
     return found
 
 

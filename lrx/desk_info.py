@@ -53,6 +53,8 @@ def show_info(name: str, overrides: Sequence[str], root: Path, console: Console,
 def _sections(choice: Choice, overrides: Sequence[str], root: Path, counts: bool) -> list[passport.Section]:
     records, problems = read_all(root)
     entry, name, method = choice.entry, choice.name, choice.kind == "methods"
+    if choice.kind == "tasks" and entry:
+        name = entry.name  # lra of lra/listops: what a record says
     sections = [] if method or not choice.path else [passport.Section("", leading_comment(choice.path).splitlines())]
     if entry:
         sections += passport.doc_sections(entry.doc) if method else [passport.Section("", entry.doc.splitlines())]

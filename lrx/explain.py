@@ -17,9 +17,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        if group.startswith("model/for"):
-            return f"model: this task has no default backbone at scale {group.rpartition('/')[2]!r}; give model=NAME"
+        folder, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if folder.startswith("model/for"):
+            return f"model: this task has no default backbone at scale {folder.split('/')[2]!r}; give model=NAME"
+        group, _, inside = folder.partition("/")
+        if inside:  # task=lra/listop
+            choice = f"{inside}/{choice}"
+            return f"{group}={choice}: no such option; {did_you_mean(choice, options(group))}"
         return f"{group or 'config'}={choice}: no such option; {did_you_mean(choice, error.options or options(group))}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: {_first_line(error)} (the form is key=value)"
@@ -59,7 +63,8 @@ def groups() -> list[str]:
 
 def options(group: str) -> list[str]:
     folder = paths.sweeps_dir() if group == "sweeps" else paths.conf_dir() / group
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    found = folder.glob("**/*.yaml" if group == "task" else "*.yaml")  # a suite's data sets: lra/listops
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
 
 
 def _first_line(error: BaseException) -> str:

@@ -63,9 +63,10 @@ def doc_sections(doc: str) -> list[Section]:
 def tuned_values(method: str) -> Section:
     """The values in ``conf/tuned`` with what each file says about where they come from."""
     lines = []
-    for path in sorted((paths.conf_dir() / "tuned").glob(f"*/*/{method}.yaml")):
+    folder = paths.conf_dir() / "tuned"
+    for path in sorted(folder.rglob(f"{method}.yaml")):
         raw = load_yaml(path)
-        scale, task = path.parent.parent.name, path.parent.name
+        scale, _, task = path.parent.relative_to(folder).as_posix().partition("/")
         lines.append(f"{scale}, {task}: {_pairs(raw.get('method') or {})}")
         if origin := raw.get("tuned"):
             lines.append(f"    from: {_pairs(origin)}")

@@ -19,6 +19,7 @@ SOURCES = {
     "sentences": ("lrx.data.embedded", "about 24,000 rated sentences (tasks glue and lm)"),
     "problems": ("lrx.data.gsm8k_symbolic", "templates of grade-school problems (task=gsm8k)"),
     "vision": ("lrx.data.vision_weights", "EfficientNet-Lite0 with ImageNet weights (task=imagenet), 17 MB"),
+    "series": ("lrx.data.lra_series", "ACSF1, 200 series of 1,460 steps (task=lra/acsf1), 3 MB"),
     "smollm2": ("lrx.models.smollm2", "SmolLM2-135M (tasks gsm8k and e2e), 93 MB, converted to 0.5 GB"),
 }
 

@@ -8,6 +8,7 @@ merge, in order. So jobs that choose the same options share one merge, and files
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
@@ -38,6 +40,11 @@ class _Loader(ConfigLoaderImpl):
         if self._kept is None:
             _, self._kept = super()._parse_overrides_and_create_caching_repo(config_name, [])
         return OverridesParser.create().parse_overrides(overrides), self._kept
+
+    def _load_single_config(self, default: Any, repo: Any) -> ConfigResult:
+        """A copy: merging takes nodes over as they are, and a list that a later file replaces would change in all."""
+        found = super()._load_single_config(default, repo)
+        return dataclasses.replace(found, config=copy.deepcopy(found.config))
 
 
 class Composer:

@@ -161,14 +161,14 @@ class MuonNesterov(Method):
             solver,
             steps,
         )
-        self.scale, self.rescale, self.half = scale, rescale, half
+        self.rank, self.scale, self.rescale, self.half = rank, scale, rescale, half
         self.sketching = (
             None if rank is None else Sketching(rank + oversampling, power_steps, sketch, sketch_side == "long")
         )
         self.seed = 0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        parts.train_all(backbone, self.target_modules)
+        parts.train_all(backbone, self.target_modules, rank=self.rank)
         self.seed = int(torch.randint(2**61, (1,), generator=generator))  # the optimizer keeps it in its state
 
     def optimizer(self, backbone: Backbone) -> torch.optim.Optimizer:

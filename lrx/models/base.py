@@ -80,6 +80,7 @@ class Backbone(nn.Module):
     rewritten: bool = False  # whether layers of ``net`` have other names than in its library; see ``stock``
     pretrained: bool = False  # whether its weights were trained before, which who builds it for a run says
     positions: int | None = None  # the most tokens that fit, where each position has an embedding of its own (GPT-2)
+    rates: Mapping[str, Mapping[str, float]] = {}  # parameter of ``net`` -> its greatest ``lr``, its ``weight_decay``
     net: Any  # an nn.Module; its own attributes (config, get_encoder, ...) are not PyTorch's to know
 
     def __init__(

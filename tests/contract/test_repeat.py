@@ -19,10 +19,23 @@ from tests.contract.runs import (
 )
 
 MODELS = ["tiny_bert", "tiny_llama", "tiny_t5"]
+# On the other models those that stand for the rest: every method is on two further ones in test_everywhere.py.
+USUAL = ("altlora", "full", "head", "lora", "peft")
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        pytest.param(
+            method,
+            model,
+            marks=[] if model == "tiny_bert" or method in USUAL else pytest.mark.slow,
+            id=f"{method}-{model}",
+        )
+        for method in METHODS
+        for model in MODELS
+    ],
+)
 def test_every_method_runs_and_repeats_to_the_bit(run: Run, tmp_path: Path, method: str, model: str) -> None:
     choice = [f"method={method}", f"model={model}"]
     if (method, model) == ("head", "tiny_t5"):

@@ -113,7 +113,7 @@ def test_when_none_is_left_training_begins_anew_and_says_so(broken: Path, whole:
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        (["method=lora"], 'method.name is "lora" there and "altlora" here'),
+        (["method=lora"], 'method.name is "lora" there and "altlora" here, versions.method is 1 there and 2 here'),
         (["method.rank=4"], "method.rank is 4 there and 8 here"),
         (["model=tiny_llama"], 'model.name is "tiny_llama" there and "tiny_bert" here'),
         (["seed=3"], "seed is 3 there and 0 here"),

@@ -27,6 +27,10 @@ OFFLINE = [*TEXT, "tiny_vit", "tiny_conv"]
 HUB_IMAGES = ["convnext", "dinov2_b14", "vit_b16"]
 HUB_CAUSAL = ["gemma2_9b", "gpt2_large", "gpt2_medium", "gpt2_small", "llama3_8b", "mistral_7b", "qwen2_7b"]
 CAUSAL = [*HUB_CAUSAL, "smollm2_135m", "tiny_gpt2", "tiny_lm"]  # tested on their own: they write texts
+SEQUENCES = [  # tested on their own: they read long sequences
+    *(f"{size}{name}" for name in ("lra_transformer", "s4", "s4_ptd", "s4d", "s5", "s5_ptd") for size in ("", "tiny_")),
+]
+SCRATCH = [f"llama_{size}" for size in ("130m", "1b3", "20m", "250m", "350m", "60m", "9m", "tiny")]  # test_llama.py
 KEPT = ["efficientnet_lite0", "mini_vit"]  # weights that the cache holds, fetched or made once
 
 IMAGE, SENTENCES = Inputs("image", (3, 8, 12)), Inputs("text", max_length=48)

@@ -22,7 +22,9 @@ from tests.models.building import (
     NAMES,
     OFFLINE,
     PAIRS,
+    SCRATCH,
     SENTENCES,
+    SEQUENCES,
     TEXT,
     TEXTS,
     arguments,
@@ -37,7 +39,7 @@ from tests.models.building import (
 
 
 def test_the_tables_here_cover_every_model() -> None:
-    assert sorted(HUB + OFFLINE + HUB_IMAGES + KEPT + CAUSAL) == NAMES
+    assert sorted(HUB + OFFLINE + HUB_IMAGES + KEPT + CAUSAL + SCRATCH + SEQUENCES) == NAMES
 
 
 @pytest.mark.parametrize("name", OFFLINE)

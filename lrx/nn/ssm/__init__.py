@@ -1,0 +1,1 @@
+"""State-space models: initialisations, kernels, scans and the layers built of them."""
