@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,13 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
+# One of each kind: with these a check of every method is in the fast tier, with the others in the slow one.
+USUAL = {"altlora", "full", "galore", "head", "lora", "lora_sb", "noble", "none", "peft", "pissa", "switchlora"}
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Parameters for a check of ``names`` that takes long."""
+    return [pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in names]
 
 
 class Result:

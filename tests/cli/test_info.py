@@ -11,7 +11,7 @@ from lrx import config as lrx_config
 from lrx import desk, passport, registry
 from lrx.__main__ import main
 from lrx.results.record import read
-from tests.conftest import Result, command
+from tests.conftest import Result, command, each
 from tests.results.fakes import FakeJob, all_records, record_of
 
 METHODS = registry.names("methods")
@@ -69,12 +69,12 @@ def agree(root: Path, *overrides: str) -> None:
     (path,) = root.glob("records/*.json")
     cost = read(path).cost
     found = counted(*overrides)
-    assert max(each.trainable for each in found) == cost["trainable_parameters"]
-    assert max(each.adapter for each in found) == cost["adapter_parameters"]
-    assert max(each.state_bytes for each in found) == cost["optimizer_state_bytes"]
+    assert max(one.trainable for one in found) == cost["trainable_parameters"]
+    assert max(one.adapter for one in found) == cost["adapter_parameters"]
+    assert max(one.state_bytes for one in found) == cost["optimizer_state_bytes"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_counts_are_those_of_a_run(cli, smoke, tmp_path, name: str) -> None:
     assert cli(f"method={name}", *smoke, "trainer.max_steps=2").code == 0
     agree(tmp_path, f"method={name}", *smoke)
@@ -96,7 +96,7 @@ def test_counts_of_other_models_and_tuners(cli, smoke, tmp_path, overrides: list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_counts_are_those_of_a_run_of_minilm(cli, tmp_path, name: str) -> None:
     few = ["trainer.max_steps=2", "trainer.evaluations=0", "task.train_limit=32", "task.eval_limit=32"]
     run = [f"method={name}", "task.subset=sentiment", "logger=none", f"paths.root={tmp_path}"]

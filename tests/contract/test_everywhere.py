@@ -16,6 +16,7 @@ from lrx import registry
 from lrx.errors import UserError
 from lrx.methods.base import Method
 from lrx.models.base import Backbone, Inputs, Outputs
+from tests.conftest import USUAL
 from tests.contract.test_methods import FAST, NAMES, options_of
 from tests.models.building import build
 
@@ -103,8 +104,14 @@ def train(
     return losses
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "model"),
+    [
+        pytest.param(case, model, marks=[] if model == "encoder" or case in USUAL else pytest.mark.slow)
+        for case in CASES
+        for model in MODELS
+    ],
+)
 def test_fit_checkpoint_resume_save_load_merge(case: str, model: str) -> None:
     if (case, model) == ("head", "decoder"):
         with pytest.raises(UserError, match="this model has none"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import USUAL
 from tests.contract.runs import (
     METHODS,
     Run,
@@ -19,8 +20,6 @@ from tests.contract.runs import (
 )
 
 MODELS = ["tiny_bert", "tiny_llama", "tiny_t5"]
-# On the other models those that stand for the rest: every method is on two further ones in test_everywhere.py.
-USUAL = ("altlora", "full", "head", "lora", "peft")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 
 from lrx.methods.base import Method
 from lrx.models.base import Backbone
+from tests.conftest import each
 from tests.faults.forked import METHODS, numbers, small
 
 # 12 steps over epochs of 8 batches, two to a step: epochs end at steps 4 and 8. Everything that remembers something is
@@ -63,7 +64,7 @@ def resumed(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return check
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each(METHODS))
 def test_every_method_goes_on_from_the_middle_of_an_epoch(method: str, resumed) -> None:
     resumed(method, *ALL_ON, "trainer.select=last", steps=[1 + sum(map(ord, method)) % 11])
 

@@ -20,7 +20,7 @@ from lrx.models.base import Decoding, Inputs, Outputs
 from lrx.models.causal_lm import CausalLM, prepared
 from lrx.models.tokenizers import bytes_tokenizer
 from lrx.nn.targets import find_targets
-from tests.conftest import ROOT
+from tests.conftest import ROOT, each
 from tests.models.building import arguments
 from tests.models.causal import KINDS, PROMPTS, SMALL, TEXT, WRITTEN, adapted, backbone_of, labelled, left, plain
 
@@ -170,7 +170,7 @@ def test_weights_from_a_folder(kind: str, tmp_path: Path) -> None:
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")))
+@pytest.mark.parametrize("name", each(sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))))
 def test_every_method_trains_and_merges_a_gpt2(name: str) -> None:
     settings = settings_of(compose([f"method={name}", "task=gsm8k", "scale=smoke", "model=tiny_gpt2"]))
     options = {key: value for key, value in settings.method.items() if key != "name"}
