@@ -196,6 +196,10 @@ def test_every_method_trains_and_merges_a_gpt2(name: str) -> None:
             optimizer.zero_grad()
             losses.append(loss.item())
         assert losses[-1] < losses[0]
+    if not method.mergeable:
+        with pytest.raises(UserError, match="cannot be merged"):
+            method.merge(backbone)
+        return
     backbone.eval()
     before = backbone(labelled())
     prompts = left(backbone.tokenizer, PROMPTS)

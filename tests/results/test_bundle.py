@@ -145,7 +145,7 @@ def test_links_and_twins_are_refused(archive: Path, tmp_path: Path) -> None:
 
 def test_bombs_are_refused(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "FREE_BYTES", 2**20)
-    refused(rewritten(archive, tmp_path / "bomb.zip", zeros=bytes(30 * 2**20)), tmp_path, "refused", "MiB")
+    refused(rewritten(archive, tmp_path / "bomb.zip", zeros=bytes(150 * 2**20)), tmp_path, "refused", "MiB")
     # One that lies about its size is found out while it is read.
     honest = rewritten(archive, tmp_path / "liar.zip", zeros=bytes(2**20))
     data = bytearray(honest.read_bytes())
