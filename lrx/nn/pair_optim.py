@@ -14,7 +14,7 @@ from lrx.nn.lowrank import Pair
 
 Factor = Literal["A", "B"]
 # Pairs of one batch together have at most this many elements (1 MiB in float32): its temporaries then stay in a core's
-# cache. With 224 matrices of a 7B Llama in one batch for each shape, an update took two to four times as long.
+# cache. `python -m benchmarks.optimizers` times it, at wide matrices too, where it matters.
 CACHED = 2**18
 
 
