@@ -22,6 +22,8 @@ def outcome(ended: Ended, output: Path, out_of_memory: bool) -> tuple[Status, st
         return ended.status, ended.message  # type: ignore[return-value]
     if ended.code == 2 and ended.told:
         return "failed", ended.message
+    if ended.told and ended.code > 128:  # stopped before it had begun to keep a record
+        return "interrupted", ended.message
     if ended.message and ended.code >= 0:
         return "failed", f"{ended.message} (output: {output})"
     if ended.code >= 0:
