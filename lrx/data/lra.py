@@ -71,6 +71,9 @@ _AT_LEAST = {
 }  # fmt: skip
 
 
+SIZES = (16, 32, 64)  # of Pathfinder's drawn images; 32 is the arena's task
+
+
 def check(task: Mapping[str, Any], mode: str = "train") -> None:
     """Look at the options and at the files' presence; nothing is generated. ``mode="eval"`` needs the test split alone.
 
@@ -106,6 +109,11 @@ def _check_options(task: Mapping[str, Any], kind: Kind) -> None:
             f"task.min_length={task['min_length']}: no length lies strictly between it and task.max_length="
             f"{task['max_length']}"
         )
+    if (size := task.get("size")) is not None and (name := task["dataset"]) != "pathfinder":
+        raise UserError(f"task.size={size}: only images of pathfinder are drawn in several sizes, not {name}")
+    if size is not None and (size not in SIZES or source != "embedded"):
+        known = ", ".join(map(str, SIZES))
+        raise UserError(f"task.size={size}: drawn images (task.source=embedded) have {known} pixels of a side")
     if kind.size and not 2 <= task["contour"] <= 14:
         raise UserError(f"task.contour={task['contour']}: dashes of a contour, from 2 to 14 (the hard task)")
     if source == "local" and task["dataset"] not in ("image", "smnist") and not task.get("data_dir"):
@@ -215,7 +223,8 @@ def load(task: Mapping[str, Any], split: str, root: Path | None = None) -> Seque
     if kind.size:
         if not generated:
             return lra_images.pathfinder(task, split, kind.size)
-        return lra_pathfinder.stored(split, sizes(task), task["data_seed"], kind.size, task["contour"], root)
+        size = task.get("size") or kind.size
+        return lra_pathfinder.stored(split, sizes(task), task["data_seed"], size, task["contour"], root)
     if name == "acsf1":
         return lra_series.load(split, root)
     if name == "retrieval":

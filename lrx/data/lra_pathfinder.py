@@ -60,6 +60,7 @@ class Style:
 
 
 STYLES = {
+    16: Style(16, 1, 2, 0.5, (1,), 1.5, 0, 3, 1.0, 0.9, 1.0),  # no size of the arena; no distractors
     32: Style(32, 1, 2, 0.5, (1,), 1.5, 20, 7, 1.0, 2.0, 0.75),
     64: Style(64, 1, 5, 1.0, (1,), 2.5, 22, 12, 1.8, 0.8, 1.0),
     128: Style(128, 1, 5, 1.5, (2, 3), 3.0, 35, 20, 1.8, 0.9, 1.0),
@@ -296,7 +297,7 @@ def _marker(style: Style, at: Point) -> Grid:
 
 
 def draw(seed: int, number: int, size: int, contour: int) -> Drawing:
-    """Image ``number`` of those that ``seed`` gives. ``size``: 32, 64 or 128; ``contour``: dashes of a target."""
+    """Image ``number`` of those that ``seed`` gives. ``size``: 16, 32, 64 or 128; ``contour``: dashes of a target."""
     style = STYLES[size]
     generator = random.Random(f"pathfinder {seed} {number}")
     label = int(generator.random() < 0.5)

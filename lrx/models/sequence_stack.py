@@ -37,9 +37,10 @@ class SequenceStack(Model):
     ways. ``discretization``: ``bilinear`` or ``zoh``; of s4 bilinear. ``dt_min``, ``dt_max``: range of the first steps.
     ``clamp``: the largest |Im B| of init=legs (null: exact HiPPO; 2 in the official code since v4). ``c_init``:
     how s5 draws C. ``gamma``: weight of the perturbation's size in init=ptd; ``share``: its closed form instead.
-    ``gate``, ``norm``, ``norm_momentum``, ``prenorm``, ``dropout``: of the blocks. ``slow``: which of A, B, dt train at
-    ``slow_lr`` at most (0: not at all), ``undecayed``: which have no weight decay; null: all three. ``heads``, ``mlp``:
-    of the Transformer, ``mlp`` its hidden width. ``pool``: the ``mean`` over the steps, or the ``last`` one.
+    ``clip_eigs``: cut Re A of s5 at -1e-4. ``gate``, ``norm``, ``norm_momentum``, ``prenorm``, ``dropout``: of the
+    blocks. ``slow``: which of A, B, dt train at ``slow_lr`` at most (0: not at all), ``undecayed``: which have no
+    weight decay; null: all three. ``fixed``: which do not train; null: none. ``heads``, ``mlp``: of the Transformer,
+    ``mlp`` its hidden width. ``pool``: the ``mean`` over the steps, or the ``last`` one.
     ``weights``: there are only ``random`` ones.
     """
 
@@ -62,6 +63,7 @@ class SequenceStack(Model):
         dt_max: float = 0.1,
         clamp: float | None = None,
         c_init: Literal["lecun", "trunc", "complex_normal"] = "lecun",
+        clip_eigs: bool = True,
         gamma: float = 10.0,
         share: float | None = None,
         gate: Literal["glu", "half_glu1", "half_glu2"] = "glu",
@@ -71,6 +73,7 @@ class SequenceStack(Model):
         dropout: float = 0.0,
         slow: list[str] | None = None,
         undecayed: list[str] | None = None,
+        fixed: list[str] | None = None,
         slow_lr: float = 0.001,
         heads: int = 4,
         mlp: int = 128,
@@ -88,6 +91,7 @@ class SequenceStack(Model):
             raise UserError(f"model.slow_lr={slow_lr}: a learning rate must not be negative")
         self.slow = _groups("slow", slow)
         self.undecayed = _groups("undecayed", undecayed)
+        self.fixed = _groups("fixed", fixed or [])
         self.layer, self.depth, self.width, self.slow_lr, self.pool = layer, depth, width, slow_lr, pool
         self.gate, self.norm, self.momentum, self.prenorm, self.dropout = gate, norm, norm_momentum, prenorm, dropout
         self.heads, self.mlp, self.bidirectional, self.weights = heads, mlp, bidirectional, weights
@@ -109,6 +113,7 @@ class SequenceStack(Model):
             dt_max=dt_max,
             clamp=clamp,
             c_init=c_init,
+            clip_eigs=clip_eigs,
             gamma=gamma,
             share=share,
         )
@@ -151,6 +156,7 @@ class SequenceStack(Model):
                 own = dict(module.named_parameters())
                 for group in GROUPS:
                     rate = {"lr": self.slow_lr} if group in self.slow else {}
+                    rate |= {"lr": 0.0} if group in self.fixed else {}
                     rate |= {"weight_decay": 0.0} if group in self.undecayed else {}
                     rates |= {f"{prefix}.{name}": rate for name in module.groups[group] if name in own and rate}
         return rates

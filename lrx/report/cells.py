@@ -79,13 +79,13 @@ def grid_of(block: Block) -> Grid:
 
 def runs_grid(table: Table) -> Grid:
     """Which runs stand behind a table: a row per method, a column per seed, each cell its outcome."""
-    seeds = table.seeds()
     rows = []
-    for line in table.lines:
-        slots = {slot.job.seed: slot for slot in line.slots}
+    by_place = [{line.place(slot.job): slot for slot in line.slots} for line in table.lines]
+    places = sorted({place for slots in by_place for place in slots})
+    for line, slots in zip(table.lines, by_place, strict=True):
         row = [Shown(line.row.label)]
-        for seed in seeds:
-            slot = slots.get(seed)
+        for place in places:
+            slot = slots.get(place)
             if slot is None:
                 row.append(Shown("not asked for", tone="quiet"))
             else:
@@ -93,7 +93,7 @@ def runs_grid(table: Table) -> Grid:
                 run = slot.record.run_id if slot.record else ""
                 row.append(Shown(words, tone=tone(slot.status), run=run))
         rows.append(row)
-    header = ["method", *(f"seed {seed}" for seed in seeds)]
+    header = ["method", *(f"{part}{', ' * bool(part)}seed {seed}" for part, seed in places)]
     caption = "What each job of the grid came to. Every outcome but a missing one leads to its run."
     return Grid("runs", "Runs behind this table", caption, header, [False] * len(header), rows, [])
 

@@ -122,7 +122,7 @@ def _against_panel(table: Table, column: Column, name: str) -> Panel:
         seeds = [[_in_unit(name, cost.values[seed]), number, f"seed {seed}: {number:.{column.digits}f}"]
                  for seed, number in sorted(cell.values.items())
                  if math.isfinite(number) and seed in cost.values]  # fmt: skip
-        words = f"{cell_text(cell, line, column.digits)} at {cost_text(line, name)}"
+        words = f"{cell_text(cell, table.only(line, column), column.digits)} at {cost_text(line, name)}"
         lines += [_series(line.row.label, place, "seeds", seeds)]
         lines += [_series(line.row.label, place, "mean", [[x, cell.mean, words]])]
         means.append((x, cell.mean))

@@ -36,7 +36,7 @@ def scores_block(sweep: Sweep, table: Table, published: Published | None = None)
             found = comparisons[column.key]
             letters = found.letters.get(line.row.key, "")
             cell = table.cell(line, column)
-            shown = cell_text(cell, line, column.digits, letters)
+            shown = cell_text(cell, table.only(line, column), column.digits, letters)
             theirs = published.value(line.row.key, column.key) if published else None
             beside = ""
             if theirs is not None and cell.mean is not None:
@@ -105,6 +105,7 @@ def costs_block(sweep: Sweep, table: Table) -> Block:
         rows.append([Text(line.row.label), *cells])
     caption = (
         f"Scale {scale_of(table)}: the runs of the table of scores. Mean over finished seeds, in brackets n. "
+        f"{'Of a seed: the mean over its runs. ' if sweep.parts_by else ''}"
         "Times and memory depend on the machine; the records name it."
     )
     return Block("cost", f"Cost, scale {scale_of(table)}", caption, ["method", *(COSTS[c] for c in sweep.costs)], rows)
@@ -231,7 +232,7 @@ def _ours(published: Published, ours: Table | None, key: str, column: str) -> li
     if ours is None or line is None or wanted is None:
         return [Text("not run"), Text("not run")]
     cell = ours.cell(line, wanted)
-    text = cell_text(cell, line, wanted.digits)
+    text = cell_text(cell, ours.only(line, wanted), wanted.digits)
     theirs = published.value(key, column)
     if cell.mean is None:
         return [text, Text(text.main)]
@@ -244,7 +245,7 @@ def _ours(published: Published, ours: Table | None, key: str, column: str) -> li
 
 def _at_own_scale(table: Table, column: Column, key: str) -> Text:
     line = table.line(key) if key else None
-    return cell_text(table.cell(line, column), line, column.digits) if line else Text("not run")
+    return cell_text(table.cell(line, column), table.only(line, column), column.digits) if line else Text("not run")
 
 
 def _spread_sentence(table: Table) -> str:

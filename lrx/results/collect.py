@@ -10,7 +10,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +85,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table with its jobs, by seed."""
+    """A row of the table with its jobs, by seed. ``by``: the sweep's ``parts_by``; without it a seed has one job."""
 
     row: Row
     slots: list[Slot]
+    by: str = ""
 
     @property
     def finished(self) -> list[RunRecord]:
@@ -99,10 +100,31 @@ class Line:
         counts = Counter(slot.status for slot in self.slots)
         return {status: counts[status] for status in OUTCOMES if counts[status]}
 
+    def place(self, job: JobLike) -> tuple[str, int]:
+        """What tells the jobs of the line apart: the part (empty without ``by``) and the seed."""
+        return str(lookup(job.config, self.by)) if self.by else "", job.seed
+
+    def of(self, parts: Iterable[str]) -> Line:
+        """The line with the jobs that give one of ``parts``."""
+        chosen = set(parts) if self.by else {""}
+        return replace(self, slots=[slot for slot in self.slots if self.place(slot.job)[0] in chosen])
+
+    def by_seed(self) -> dict[int, RunRecord]:
+        """The finished record of each seed; with ``by`` one that has the parts of all its finished runs."""
+        found: dict[int, RunRecord] = {}
+        for record in self.finished:
+            known = found.get(record.seed)
+            found[record.seed] = replace(known, parts=known.parts | record.parts) if known else record
+        return found
+
     def cost(self, name: str) -> Cell:
-        """A cost of the finished runs, by seed."""
-        found = {record.seed: record.cost.get(name) for record in self.finished}
-        return Cell({seed: float(value) for seed, value in found.items() if value is not None})
+        """A cost of the finished runs, by seed; with ``by`` the mean over the seed's runs, where all have finished."""
+        values: dict[int, list[float | None]] = {}
+        for slot in self.slots:
+            cost = slot.record.cost.get(name) if slot.record and slot.status == "finished" else None
+            values.setdefault(slot.job.seed, []).append(cost)
+        return Cell({seed: statistics.fmean(c for c in costs if c is not None)
+                     for seed, costs in values.items() if None not in costs})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,14 @@ class Table:
         """The line of the row called ``key``."""
         return next((line for line in self.lines if line.row.key == key), None)
 
+    def only(self, line: Line, column: Column) -> Line:
+        """The line with the jobs that ``column`` is about."""
+        return line.of(self.parts(column))
+
+    def parts(self, column: Column) -> set[str]:
+        """The parts that stand in a column, or in those that it is a mean of."""
+        return {column.part}.union(*(self.parts(self.column(name)) for name in names_of(column)))
+
     def cell(self, line: Line, column: Column) -> Cell:
         """The values of ``line`` in ``column``, from finished runs, as the protocol reads them."""
         key = ("cell", line.row.key, column.key)
@@ -143,7 +173,7 @@ class Table:
         if column.mean_of:
             cell = _mean([self._component(line, item) for item in column.mean_of])
         else:
-            found = {record.seed: self.reading(record, column) for record in line.finished}
+            found = {record.seed: self.reading(record, column) for record in self.only(line, column).finished}
             reasons = [reading.reason for reading in found.values() if reading.value is None]
             values = {seed: r.value * column.factor for seed, r in found.items() if r.value is not None}
             cell = Cell(values, reason=reasons[0] if reasons else "")
@@ -160,7 +190,7 @@ class Table:
         from lrx.results.resample import resampled
 
         errors = []
-        for record in line.finished:
+        for record in self.only(line, column).by_seed().values():
             if math.isfinite(cell.values.get(record.seed, math.nan)):
                 values = resampled(self, record, column, paired=False)
                 if values is None:
@@ -255,30 +285,29 @@ def join(
     records: list[RunRecord],
     protocol: Protocol | None = None,
     root: Path | None = None,
+    parts_by: str = "",
 ) -> Table:
-    """The table of ``jobs``: each finds its row and its record. A job that no row describes gets a row of its own."""
+    """The table of ``jobs``: each finds its row and its record. A job that no row describes gets a row of its own.
+
+    ``parts_by``: as in ``Sweep``. Raises ``UserError`` for two jobs in one place.
+    """
     by_fingerprint = _newest(records)
-    rows = list(rows)
-    slots: dict[str, list[Slot]] = {row.key: [] for row in rows}
-    used = set()
+    lines = {row.key: Line(row, [], parts_by) for row in rows}
     for job in jobs:
-        row = next((row for row in rows if row.matches(job.method, job.config)), None)
-        if row is None:
-            key = job.method if job.method not in slots else f"{job.method} (other settings)"
-            row = Row(key=key, label=key, method=job.method)
-            rows.append(row)
-            slots[key] = []
-        if clash := next((s.job for s in slots[row.key] if s.job.seed == job.seed), None):
+        line = next((line for line in lines.values() if line.row.matches(job.method, job.config)), None)
+        if line is None:
+            key = job.method if job.method not in lines else f"{job.method} (other settings)"
+            line = lines[key] = Line(Row(key=key, label=key, method=job.method), [], parts_by)
+        if clash := next((s.job for s in line.slots if line.place(s.job) == line.place(job)), None):
             raise UserError(
-                f"row {row.key!r}: two jobs with seed {job.seed} ({' '.join(clash.overrides)} | "
+                f"row {line.row.key!r}: two jobs with seed {job.seed} ({' '.join(clash.overrides)} | "
                 f"{' '.join(job.overrides)}); tell them apart with 'where' in the sweep file"
             )
-        record = by_fingerprint.get(job.fingerprint)
-        used.add(job.fingerprint)
-        slots[row.key].append(Slot(job, record))
-    lines = [Line(row, sorted(slots[row.key], key=lambda slot: slot.job.seed)) for row in rows]
-    strays = sum(fingerprint not in used for fingerprint in by_fingerprint)
-    return Table(lines, list(columns), strays, protocol or Protocol(), root)
+        line.slots.append(Slot(job, by_fingerprint.get(job.fingerprint)))
+    for line in lines.values():
+        line.slots.sort(key=lambda slot: slot.job.seed)
+    strays = len(by_fingerprint.keys() - {slot.job.fingerprint for line in lines.values() for slot in line.slots})
+    return Table(list(lines.values()), list(columns), strays, protocol or Protocol(), root)
 
 
 def reading(record: RunRecord, column: Column, protocol: Protocol) -> Reading:

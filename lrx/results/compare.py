@@ -160,7 +160,7 @@ def absent(table: Table, line: Line, column: Column | None) -> dict[int, str]:
     """Seed -> why it has no finite value in ``column``: ``diverged``, ``missing``, ``NaN``, ``without a value``, ..."""
     values = table.cell(line, column).values if column else None
     found = {}
-    for slot in line.slots:
+    for slot in (table.only(line, column) if column else line).slots:
         seed = slot.job.seed
         if slot.status != "finished":
             found[seed] = OUTCOMES[slot.status]
@@ -210,7 +210,7 @@ def _resampled(table: Table, line: Line, column: Column, seeds: list[int]) -> An
     """The line's mean over ``seeds`` in each bootstrap sample of the items, (R,); None if predictions are missing."""
     key = ("resampled", line.row.key, column.key, *seeds)
     if key not in table.cache:
-        records = {record.seed: record for record in line.finished}
+        records = table.only(line, column).by_seed()
         several = [resampled(table, records[seed], column, paired=True) for seed in seeds]
         table.cache[key] = None if any(values is None for values in several) else sum(several) / len(several)
     return table.cache[key]

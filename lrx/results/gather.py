@@ -83,7 +83,7 @@ def gather(
         except TypeError as error:
             raise UserError(f"{records_from}, line 1: broken list of jobs ({error})") from None
 
-    table = join(sweep.rows, sweep.columns, jobs("", ()), records, sweep.protocol, files)
+    table = join(sweep.rows, sweep.columns, jobs("", ()), records, sweep.protocol, files, sweep.parts_by)
     _check_protocol(table)
     others = {}
     for paper in sweep.published if published else ():
@@ -91,7 +91,7 @@ def gather(
         if paper.overrides and any(record.scale == paper.scale for record in records):
             columns = [column.as_ours() for column in paper.columns if column.metric or column.mean_of]
             listed = jobs(paper.key, paper.overrides)
-            others[paper.key] = join(sweep.rows, columns, listed, records, sweep.protocol, files)
+            others[paper.key] = join(sweep.rows, columns, listed, records, sweep.protocol, files, sweep.parts_by)
     if records_from is None:
         problems = [*problems, *stale(root, table.jobs(), records)]
     return Gathered(sweep, table, others, problems)

@@ -22,8 +22,8 @@ def protocol_notes(table: Table) -> list[str]:
     """What the protocol could not read, and which predictions could not be used."""
     found: dict[str, dict[str, list[str]]] = {}  # reason -> row and part -> seeds
     for line in table.lines:
-        for record in line.finished:
-            for column in table.columns:
+        for column in table.columns:
+            for record in table.only(line, column).finished:
                 if not column.mean_of and (reading := table.reading(record, column)).value is None:
                     seeds = found.setdefault(reading.reason, {}).setdefault(f"{line.row.label} {column.part}", [])
                     seeds += [str(record.seed)] if str(record.seed) not in seeds else []

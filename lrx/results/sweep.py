@@ -200,7 +200,11 @@ class Claim(_Node):
 
 
 class Sweep(_Node):
-    """The table of a sweep file. ``grid``: what Hydra sweeps over, for display."""
+    """The table of a sweep file. ``grid``: what Hydra sweeps over, for display.
+
+    ``parts_by``: a config key that names the part of a run, such as ``task.dataset``: a row then has a run for each
+    part at each seed, instead of one run with all parts.
+    """
 
     name: str
     title: str
@@ -209,6 +213,7 @@ class Sweep(_Node):
     columns: list[Column]
     setting: str = ""  # data, backbone, which split is reported: the caption's first sentence
     tuning: str = ""  # how learning rates were found, with which budget
+    parts_by: str = ""
     headline: str = ""  # the column of the plot against trainable parameters
     costs: list[str] = ["trainable_parameters", "median_step_seconds", "peak_memory_bytes", "optimizer_state_bytes"]
     published: list[Published] = []

@@ -41,6 +41,7 @@ class LongRangeArena(Suite):
         max_depth, max_args, min_length: of ListOps' trees; lengths lie strictly between min_length and max_length.
         max_length: of ListOps' trees without the end token; of texts in tokens with it, longer ones are cut and
         counted. contour: dashes of Pathfinder's target contours: 6 easy, 9 intermediate, 14 hard.
+        size: pixels of a side of Pathfinder's drawn images: 16, 32 (None: the arena's) or 64.
         batch_size, eval_batch_size: examples per batch and process.
         group_by_length: examples of similar length share a training batch: less padding, another order.
         holdout: share of the training split kept for model selection where there is no split for it, at most
@@ -71,6 +72,7 @@ class LongRangeArena(Suite):
         min_length: int = 500,
         max_length: int = 2000,
         contour: int = 14,
+        size: int | None = None,
         batch_size: int = 32,
         eval_batch_size: int = 64,
         group_by_length: bool = False,
@@ -95,6 +97,7 @@ class LongRangeArena(Suite):
             "min_length": min_length,
             "max_length": max_length,
             "contour": contour,
+            "size": size,
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "group_by_length": group_by_length,

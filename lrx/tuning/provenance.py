@@ -45,14 +45,17 @@ def caption(records: Iterable[RunRecord]) -> str:
     plain: dict[str, None] = {}
     started: dict[str, str] = {}
     sizes, seeds = {0}, {0}
-    for record in records:
+    listed = list(records)
+    several = len({record.model for record in listed}) > 1 and len({record.method for record in listed}) == 1
+    for record in listed:
+        who = record.model if several else record.method  # what the rows are of
         if not in_force(record.config):
             if any(part.steps for part in record.parts.values()):  # what is not trained is not tuned
-                plain[record.method] = None
+                plain[who] = None
             continue
         tuned = record.config["tuned"]
-        rounds.setdefault(_round(tuned), {})[record.method] = None
-        started[record.method] = tuned.get("started_from") or ""
+        rounds.setdefault(_round(tuned), {})[who] = None
+        started[who] = tuned.get("started_from") or ""
         sizes |= {part.sizes.get("select", 0) for part in record.parts.values()}
         seeds.add(len(tuned["seed"]) if isinstance(tuned["seed"], list) else 1)
     if not rounds:

@@ -16,7 +16,7 @@ from lrx import launch
 from lrx.engine.compose import Composer
 from lrx.errors import UserError, did_you_mean
 from lrx.explain import explain
-from lrx.results.sweep import Row, Sweep, lookup
+from lrx.results.sweep import JobLike, Row, Sweep, lookup
 from lrx.schema import Settings
 from lrx.tuning.journal import Facts
 from lrx.tuning.space import Point, Space
@@ -27,7 +27,10 @@ _OWN = ("seed", "trial", "paths.root", "rerun", "mode")  # what tuning sets itse
 
 @dataclass(frozen=True)
 class Target:
-    """A row to tune. ``present``: the configuration's own values. ``file``: scale/task/method below ``conf/tuned``."""
+    """A row to tune, or a part of it. ``present``: the configuration's own values. ``file``: below ``conf/tuned``.
+
+    It is scale/task/method, and where the grid is one of models scale/task/method/model.
+    """
 
     facts: Facts
     space: Space
@@ -63,26 +66,30 @@ def targets(sweep: Sweep, chosen: Sequence[str], overrides: Sequence[str], folde
         raise UserError(f"sweep.tune.seed={min(shared)} is a seed of the table; tune with another one")
     found, files, composer = [], dict[Path, str](), Composer()
     for row in rows:
-        if not chosen and row.key in sweep.tune.rows and not sweep.tune.space(row.key):
+        if row.key not in chosen and row.key in sweep.tune.rows and not sweep.tune.space(row.key):
             continue  # it has nothing to tune, and the sweep says so
-        job = next((job for job in jobs if row.matches(job.method, job.config)), None)
-        if job is None:
-            if chosen:
-                raise UserError(f"method={row.key}: the grid of {sweep.name} has no job of it")
-            continue
-        target = _target(sweep, row, job.overrides, overrides, folder, _composing(composer, row.key))
-        if other := files.get(target.file):
-            raise UserError(
-                f"rows {other} and {row.key} are tuned into the same file, conf/tuned/{target.file}; choose one of "
-                f"them: method={other}"
-            )
-        files[target.file] = row.key
-        found.append(target)
+        own: dict[str, JobLike] = {}  # the first job of each part
+        for job in jobs:
+            if row.matches(job.method, job.config):
+                own.setdefault(str(lookup(job.config, sweep.parts_by)) if sweep.parts_by else "", job)
+        if not own and chosen:
+            raise UserError(f"method={row.key}: the grid of {sweep.name} has no job of it")
+        for part, first in own.items():
+            target = _target(sweep, row, part, first.overrides, overrides, folder, _composing(composer, row.key))
+            if other := files.get(target.file):
+                raise UserError(
+                    f"rows {other} and {row.key} are tuned into the same file, conf/tuned/{target.file}; choose one of "
+                    f"them: method={other}"
+                )
+            files[target.file] = row.key
+            found.append(target)
+    if chosen and not found:
+        raise UserError(f"method={','.join(chosen)}: sweep.tune of {sweep.name} says that these have nothing to tune")
     return found
 
 
 def _target(
-    sweep: Sweep, row: Row, job: Sequence[str], overrides: Sequence[str], folder: Path, compose: Compose
+    sweep: Sweep, row: Row, part: str, job: Sequence[str], overrides: Sequence[str], folder: Path, compose: Compose
 ) -> Target:
     tune = sweep.tune
     assert tune is not None
@@ -106,7 +113,7 @@ def _target(
         key=_digest(settings, space, tune.seeds),
         sweep=sweep.name,
         row=row.key,
-        label=row.label,
+        label=f"{row.label}, {part}" if part else row.label,
         method=row.method,
         model=settings.model["name"],
         task=settings.task["name"],
@@ -117,6 +124,8 @@ def _target(
     )
     choices = _choices(base)
     file = Path(choices["scale"], choices["task"], f"{choices['method']}.yaml")
+    if any(_key(word) == "model" for word in grid):  # rows that differ by model have a file for each
+        file = file.with_suffix("") / f"{choices['model']}.yaml"
     return Target(facts, space, {key: lookup(config, key) for key in space}, base, file, compose)
 
 

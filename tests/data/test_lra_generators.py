@@ -74,24 +74,45 @@ def test_lengths_lie_strictly_between_the_bounds() -> None:
     assert set(narrow.lengths - 1) == {7}
 
 
+def exact(*, max_depth: int, max_args: int, min_length: int, max_length: int) -> tuple[float, float, float]:
+    """Share of accepted trees, and mean and deviation of their lengths, by the rule alone: a recursion over depth.
+
+    A digit has length 1; an operator 2 and the sum of 2 to max_args arguments, whose distribution is a convolution.
+    """
+    size = max_length + 1
+    chances = np.zeros(size)
+    chances[1] = 1
+    for _ in range(max_depth - 1):
+        powers, sums = np.fft.rfft(chances, 2 * size), chances
+        operator = np.zeros(size)
+        for _ in range(2, max_args + 1):
+            sums = np.fft.irfft(np.fft.rfft(sums, 2 * size) * powers, 2 * size)[:size]
+            operator += sums / (max_args - 1)
+        chances = np.concatenate([[0.0, 0.75], operator[: size - 2] / 4])
+    lengths = np.arange(size)
+    chances = chances * ((lengths > min_length) & (lengths < max_length))
+    share = chances.sum()
+    mean = chances @ lengths / share
+    return share, mean, float(np.sqrt(chances @ (lengths - mean) ** 2 / share))
+
+
+def test_lengths_of_small_trees_have_their_exact_mean() -> None:
+    small = {"max_depth": 4, "max_args": 4, "min_length": 30, "max_length": 80}  # few trees are equal
+    _, mean, deviation = exact(**small)
+    lengths = generate([3000, 0, 0], 1, **small)[0].lengths - 1
+    assert lengths.mean() == pytest.approx(mean, abs=4 * deviation / 3000**0.5)
+
+
 def test_published_statistics() -> None:
     generator = random.Random(0)
     drawn = [draw(generator, 10, 10, 2000) for _ in range(8000)]
     accepted = sum(each is not None and len(each[0]) > 500 for each in drawn) / len(drawn)
     assert accepted == pytest.approx(0.083, abs=0.012)  # four standard errors
     tokens = official().lengths - 1
-
-    def size(depth: int) -> int:
-        """The length of a tree by the rule alone, nothing given up early."""
-        if depth >= 10 or plain.random() > 0.25:
-            return 1
-        return 2 + sum(size(depth + 1) for _ in range(plain.randint(2, 10)))
-
-    plain = random.Random(5)
-    expected = [length for length in (size(1) for _ in range(8000)) if 500 < length < 2000]
-    assert len(expected) / 8000 == pytest.approx(0.083, abs=0.012)
-    assert tokens.mean() == pytest.approx(np.mean(expected), abs=80)  # four standard errors of the difference
-    assert tokens.mean() == pytest.approx(1067, rel=0.07)  # a published estimate from one sample
+    share, mean, deviation = exact(**OFFICIAL)
+    assert (share, mean, deviation) == pytest.approx((0.0828, 1035.0, 393.8), rel=1e-3)
+    assert tokens.mean() == pytest.approx(mean, abs=4 * deviation / len(tokens) ** 0.5)
+    assert tokens.std() == pytest.approx(deviation, rel=0.1)
     shares = np.bincount(official().labels, minlength=10) / len(official())
     assert shares[0] == pytest.approx(0.166, abs=0.047)
     assert shares[9] == pytest.approx(0.157, abs=0.046)
@@ -235,6 +256,19 @@ def test_labels_are_balanced_and_splits_distinct(tmp_path: Path) -> None:
     assert [found.at(i).tobytes() for i in range(3)] == pixels[8:11]
     assert found.labels.tolist() == splits[1].labels.tolist()
     assert set(found.lengths) == {1024}
+
+
+def test_small_images() -> None:
+    """16 pixels: every image has two bright discs and dashes, and both labels occur."""
+    found = [lra_pathfinder.draw(0, i, 16, 3) for i in range(20)]
+    assert {each.pixels.shape for each in found} == {(16, 16)}
+    assert {each.label for each in found} == {0, 1}
+    for each in found:
+        bright = {(int(y), int(x)) for y, x in zip(*np.nonzero(each.pixels > 240), strict=True)}
+        ends = [end for contour in each.ends for end in contour]
+        marked = [end for end in ends if any(abs(y - end[0]) + abs(x - end[1]) <= 1 for y, x in bright)]
+        assert len(marked) >= 2
+        assert (each.pixels > 40).sum() > len(bright) + 10  # and dashes
 
 
 @pytest.mark.slow

@@ -156,6 +156,7 @@ def test_a_causal_transformer_does_not_look_ahead() -> None:
         ({"clamp": 0.0}, r"model\.clamp=0\.0"),
         ({"layer": "transformer", "heads": 3}, r"model\.heads=3"),
         ({"slow": ["A", "C"]}, r"model\.slow: 'C'"),
+        ({"fixed": ["D"]}, r"model\.fixed: 'D'"),
         ({"slow_lr": -1.0}, r"model\.slow_lr=-1\.0"),
         ({"dropout": 1.0}, r"model\.dropout=1\.0"),
         ({"depth": 0}, r"model\.depth=0"),
@@ -182,7 +183,7 @@ def rates(backbone: Backbone, **options: Any) -> dict[str, tuple[float, float]]:
     return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 
 
-@pytest.mark.parametrize("name", ["tiny_s4", "tiny_s4d", "tiny_s5"])
+@pytest.mark.parametrize("name", ["tiny_s4", "tiny_s4d", "tiny_s5", "tiny_s4_ptd", "tiny_s5_ptd"])
 def test_rates_of_a_b_and_dt(name: str) -> None:
     backbone = build(name)
     found = rates(backbone)
@@ -196,6 +197,23 @@ def test_rates_of_a_b_and_dt(name: str) -> None:
     chosen = rates(build(name, slow=["A", "B"], undecayed=["A"], slow_lr=0.0))
     assert chosen["blocks.0.system.log_dt"] == (0.01, 0.0)
     assert chosen["blocks.0.system.B"] == (0.0, 0.05)
+    still = rates(build(name, fixed=["dt"]))
+    assert still["blocks.0.system.log_dt"] == (0.0, 0.0)
+    assert still["blocks.0.system.B"] == (0.001, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tiny_s4d", "tiny_s4_ptd", "tiny_s5", "tiny_s5_ptd"])
+def test_a_fixed_dt_is_the_same_in_every_channel_and_stays(name: str) -> None:
+    backbone = build(name, dt_min=0.005, dt_max=0.005, fixed=["dt"])
+    optimizer = Full(lr=0.1, weight_decay=0.1).optimizer(backbone)
+    steps = {key: p for key, p in backbone.net.named_parameters() if key.endswith("log_dt")}
+    before = {key: p.detach().clone() for key, p in backbone.net.named_parameters()}
+    assert all(torch.allclose(p.exp(), torch.tensor(0.005)) for p in steps.values())
+    backbone(batch_of(TOKENS, [5, 9])).square().sum().backward()
+    optimizer.step()
+    moved = {key for key, p in backbone.net.named_parameters() if not torch.equal(p, before[key])}
+    assert moved
+    assert not moved & set(steps)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from lrx.errors import UserError
 from lrx.nn.ssm import hippo, ptd
 from lrx.nn.ssm.initial import Start, system
 from lrx.nn.ssm.systems import System
-from lrx.nn.ssm.transfer import full, gap, spike
+from lrx.nn.ssm.transfer import full, gap, main, spike
 
 DEFAULTS: dict[str, Any] = {
     "layer": "s4d", "init": "legs", "width": 4, "state": 8, "copies": 2, "blocks": 2, "bidirectional": False,
     "discretization": "zoh", "dt_min": 0.001, "dt_max": 0.1, "clamp": None, "c_init": "lecun", "gamma": 10.0,
-    "share": None,
+    "share": None, "clip_eigs": True,
 }  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "s4": {"layer": "s4", "discretization": "bilinear"},
@@ -79,6 +80,16 @@ def test_systems_stay_stable_whatever_the_update(name: str) -> None:
         assert (layer._continuous()[0].real < 0).all()
     else:
         assert (layer._discrete()[0].abs() <= 1 + 1e-6).all()  # below 1, but for the rounding of float32
+
+
+def test_s5_without_the_cut_is_the_same_until_it_would_cut() -> None:
+    cut, uncut = build(layer="s5"), build(layer="s5", clip_eigs=False)
+    u = torch.randn(1, 6, 4)
+    assert torch.equal(cut(u), uncut(u))
+    for layer in (cut, uncut):
+        layer.decay.data.fill_(0.5)
+    assert (cut._discrete()[0].abs() < 1).all()
+    assert (uncut._discrete()[0].abs() > 1).all()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -174,3 +185,12 @@ def test_the_gap_of_ptd_vanishes_linearly() -> None:
     assert [gap(n, full(n, 0.1), 1.0, grid).max() for n in (8, 32)] == pytest.approx([0.0088, 0.0022], rel=0.1)
     solved = hippo.legs(16)[0] + ptd.perturbation(16, 10.0)
     assert gap(16, solved, 1.0, grid).max() < 0.05
+
+
+def test_the_picture_is_drawn_and_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(tmp_path / "gap.png"), "--states", "8", "--gamma", "100"])
+    assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
+    assert "wrote" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "gap.png"), "--states", "7"])
+    assert "model.state=7" in capsys.readouterr().err

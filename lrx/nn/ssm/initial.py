@@ -33,6 +33,7 @@ class Start:
     dt_max: float
     clamp: float | None
     c_init: str
+    clip_eigs: bool
     gamma: float
     share: float | None
 
@@ -89,7 +90,7 @@ def _simplified(o: Start, rng: np.random.Generator) -> Simplified:
     B = inverse @ (_cut_normal(rng, o.state, features) / np.sqrt(o.state))
     C = np.concatenate([_output(o, V, rng) for _ in range(1 + o.bidirectional)], axis=1)
     dt = log_uniform(rng, o.dt_min, o.dt_max, len(A))
-    return Simplified(A, B, C, rng.standard_normal(features), dt, method=o.discretization)
+    return Simplified(A, B, C, rng.standard_normal(features), dt, method=o.discretization, clip=o.clip_eigs)
 
 
 def _output(o: Start, V: Complex, rng: np.random.Generator) -> Complex:

@@ -69,7 +69,7 @@ class Convolution(System):
     def forward(self, u: Tensor) -> Tensor:
         kernels = self.kernel(u.shape[1])
         y = long_conv(u.transpose(1, 2), kernels).transpose(1, 2)
-        return y + (self.D * u).to(y.dtype)
+        return (self.D * u).to(y.dtype) + y  # in this order: the sum has u's strides, for which GELU is fast
 
     def kernel(self, length: int) -> Tensor:
         """K (1 or 2, H, length) real, in float32 at least."""
@@ -130,15 +130,18 @@ class Simplified(System):
 
     ``x_k = z x_{k-1} + b B u_k``, ``y_k = 2 Re(C x_k) + D u_k`` (z, b: ``discretise``). ``A``: (M,) modes; ``B``
     (M, H), ``C`` (H, M), or (H, 2 M) for a bidirectional layer, whose second scan runs from the end; ``dt`` (M,).
-    Departure: A is always cut at -1e-4, in the official code by an option.
+    ``clip``: Re A is cut at -1e-4, as by the option ``clip_eigs`` of the official code; without it an update can make
+    the system unstable.
     """
 
     groups = {"A": ("decay", "frequency"), "B": ("B",), "dt": ("log_dt",)}  # noqa: RUF012
     LEAST = -1e-4
 
-    def __init__(self, A: Complex, B: Complex, C: Complex, D: Real, dt: Real, *, method: str = "zoh") -> None:
+    def __init__(
+        self, A: Complex, B: Complex, C: Complex, D: Real, dt: Real, *, method: str = "zoh", clip: bool = True
+    ) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.most = method, self.LEAST if clip else math.inf
         self.bidirectional = C.shape[1] == 2 * len(A)
         self.decay, self.frequency = nn.Parameter(single(A.real)), nn.Parameter(single(A.imag))
         self.B, self.C = pair(B), pair(C)
@@ -158,7 +161,7 @@ class Simplified(System):
     def _discrete(self) -> tuple[Tensor, Tensor, Tensor]:
         """exp(A dt) (M,), the discretised B (M, H) and C, complex64 or complex128."""
         kind = torch.complex128 if self.D.dtype == torch.float64 else torch.complex64
-        A = torch.complex(self.decay.double().clamp(max=self.LEAST), self.frequency.double())
+        A = torch.complex(self.decay.double().clamp(max=self.most), self.frequency.double())
         log_z, b = discretise(A.unsqueeze(-1), torch.exp(self.log_dt.double()).unsqueeze(-1), self.method)
         return torch.exp(log_z[:, 0]).to(kind), (b * double(self.B)).to(kind), double(self.C).to(kind)
 

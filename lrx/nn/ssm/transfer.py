@@ -6,14 +6,17 @@
 
 is the largest difference over all outputs C of length 1. For S4D, A = A_H + P P^T and f = 1/2: the gap does not vanish
 with N, it tends to 2/pi at the top eigenfrequency of A. For PTD, A = A_H + E and f = 1: it falls in proportion to E.
+``python -m lrx.nn.ssm.transfer FILE`` draws both.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
+from lrx.errors import UserError
 from lrx.nn.ssm.hippo import Real, legs, nplr
 from lrx.nn.ssm.ptd import closed_form, perturbation
 
@@ -58,3 +61,21 @@ def plot(path: Path, states: int = 32, gamma: float = 10.0) -> None:
     axes.set_title(f"Transfer functions of {states} states")
     axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command line: a file to draw into, the number of states, the weight gamma."""
+    parser = argparse.ArgumentParser(prog="python -m lrx.nn.ssm.transfer", description=plot.__doc__)
+    parser.add_argument("path", type=Path, help="the picture, .png or .svg")
+    parser.add_argument("--states", type=int, default=32)
+    parser.add_argument("--gamma", type=float, default=10.0)
+    given = parser.parse_args(words)
+    try:
+        plot(given.path, given.states, given.gamma)
+    except (UserError, OSError) as error:
+        parser.error(str(error))
+    print(f"wrote {given.path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ def scores(sweep: Sweep, table: Table) -> Figure:
         cells = []
         for line in table.lines:
             cell = table.cell(line, column)
-            text = "" if cell.mean is not None else str(cell_text(cell, line, column.digits))
+            text = "" if cell.mean is not None else str(cell_text(cell, table.only(line, column), column.digits))
             cells.append({"seeds": cell.finite, "mean": cell.mean, "std": cell.std, "text": text})
         columns.append({"label": table.heading(column), "cells": cells})
     spread = "standard error over test items" if table.protocol.std == "items" else "standard deviation"
@@ -84,13 +84,14 @@ def sensitivity(sweep: Sweep, table: Table) -> Figure:
     except UserError as error:
         raise NoData(str(error)) from None
     scales, models = table.facts("scale.name"), table.facts("model.name")
-    chosen = {s["row"]: s for s in studies if s["scale"] in scales and s["model"] in models}  # the latest of each row
+    # The latest of each row, or of each part of it.
+    chosen = {(s["row"], s["label"]): s for s in studies if s["scale"] in scales and s["model"] in models}
     rows = [line.row.key for line in table.lines]
     keys = dict.fromkeys(key for study in chosen.values() for key in study["space"])
     panels = []
     for key in keys:
         lines = [
-            line for row, study in chosen.items() if row in rows and (line := _trials(study, key, rows.index(row)))
+            line for (row, _), study in chosen.items() if row in rows and (line := _trials(study, key, rows.index(row)))
         ]
         log = all(study["space"].get(key, {}).get("log") for study in chosen.values() if key in study["space"])
         if lines:
