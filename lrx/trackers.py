@@ -120,6 +120,16 @@ class Tracker:
         for mirror in self.mirrors:
             mirror.send(lambda logger: logger.log_metrics(values, step=step))
 
+    def picture(self, name: str, path: Path) -> None:
+        """Mirror a picture, a file of the run's folder, to the trackers that show pictures. Returns at once."""
+
+        def show(logger: Logger) -> None:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(name, [str(path)])
+
+        for mirror in self.mirrors:
+            mirror.send(show)
+
     def close(self, success: bool, record: RunRecord) -> None:
         """Finish every logger in every outcome, with the final metrics in wandb's summary. Bounded in time.
 

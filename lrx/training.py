@@ -43,7 +43,7 @@ from lrx.results.record import Part
 from lrx.schema import Settings
 from lrx.seeds import derive
 from lrx.tasks.base import Task
-from lrx.trackers import Tracker
+from lrx.trackers import Tracker, is_rank_zero
 
 
 def assemble(task: Task, settings: Settings) -> tuple[Backbone, Method]:
@@ -121,9 +121,11 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
             task.size(split)  # reads the file: a missing one is told now, not after the training
     if not method.trains and settings.callbacks.lens:
         raise UserError(f"callbacks=lens: method={method.name} changes no matrix of this model; leave it out")
-    if method.trains and not any(p.requires_grad for p in backbone.parameters()):
+    parameters = list(backbone.parameters())
+    if method.trains and parameters and not any(p.requires_grad for p in parameters):
         raise UserError(f"method={settings.method['name']} trains nothing of model={settings.model['name']}")
-    schedule = plan(task, settings) if method.trains else Schedule(settings.trainer.schedule, 0, 0)
+    fixed = not method.trains or not parameters  # an interpolation has nothing to train
+    schedule = Schedule(settings.trainer.schedule, 0, 0) if fixed else plan(task, settings)
     module = Supervised(backbone, task, method, schedule, derive(settings.seed, "train"))
     method.plan(backbone, schedule.steps)
     if schedule.steps:
@@ -141,6 +143,9 @@ def train_part(task: Task, settings: Settings, folder: Path, tracker: Tracker) -
     train_seconds = costs.elapsed()
 
     part = score(module, task, settings, folder, selection)
+    if not settings.trial and is_rank_zero():
+        for name, picture in task.pictures(backbone, folder).items():
+            tracker.picture(f"{task.name}/{name}", picture)
     cost = costs.summary() | {
         "trainable_parameters": float(sum(p.numel() for _, p in adapter + head)),
         "adapter_parameters": float(sum(p.numel() for _, p in adapter)),
@@ -284,6 +289,9 @@ def score(module: Supervised, task: Task, settings: Settings, folder: Path, sele
     if not settings.trial:  # the weights of a trial serve nothing: they may not be scored on a reported split
         state = {name: tensor.contiguous().cpu() for name, tensor in method.adapter_state(backbone).items()}
         write_atomic(folder / "adapter.safetensors", save(state))
+        if is_rank_zero():
+            known = {"task": settings.task["name"], "part": task.name, "run": folder.parent.name}
+            method.finish(backbone, known)
     part.predictions = store_predictions(folder, "predictions", predictions, task)
     if part.best_step == part.steps:
         part.last_predictions = dict(part.predictions)

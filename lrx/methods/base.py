@@ -8,7 +8,7 @@ annotate every argument with ``int``, ``float``, ``bool``, ``str``, ``Literal[..
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,6 +34,7 @@ class Method:
     ``moves_base``: the matrices below its low-rank layers absorb parts of the update in between, so that an adapter's
     state holds them and ``s B A`` is not the whole change.
     ``trains_base``: the backbone's own matrices are trained, so that nothing of it need stay as it was.
+    ``for_policies``: it makes sense of policies alone, and refuses any other model.
     ``peft_form``: ``"lora"`` when the result is a plain LoRA that PEFT can load, else None.
     """
 
@@ -46,6 +47,7 @@ class Method:
     trains: ClassVar[bool] = True
     moves_base: ClassVar[bool] = False
     trains_base: ClassVar[bool] = False
+    for_policies: ClassVar[bool] = False
     peft_form: ClassVar[Literal["lora"] | None] = None
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
@@ -65,6 +67,10 @@ class Method:
     def plan(self, backbone: Backbone, total_steps: int) -> None:
         """Called once before training with the number of optimizer steps, for methods that follow a schedule."""
 
+    def objective(self, backbone: Backbone, batch: dict[str, Tensor]) -> Tensor | None:
+        """The scalar training loss of a batch in the place of the task's, or None for the task's."""
+        return None
+
     def penalty(self, backbone: Backbone) -> Tensor | None:
         """A scalar added to the task's loss, or None."""
         return None
@@ -74,6 +80,9 @@ class Method:
 
     def after_step(self, backbone: Backbone, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Called after optimizer step ``step`` (0-based)."""
+
+    def finish(self, backbone: Backbone, about: Mapping[str, str]) -> None:
+        """Called once with the reported weights of a run that is no trial. ``about``: ``task``, ``part``, ``run``."""
 
     def merge(self, backbone: Backbone) -> None:
         """Fold the update into plain weights. Outputs must not change. Here: every low-rank layer."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,17 +18,21 @@ class Inputs:
     Their steps are ids below ``vocabulary``, ``input_ids`` (batch, length) int64, padded on the right with id 0; where
     ``vocabulary`` is 0 they are ``values`` (batch, length, ``features``) float32. ``pairs``: an example is two
     sequences, the second in ``input_ids_b`` or ``values_b`` and ``lengths_b``.
+    ``kind="image_depth"``: an image of ``shape`` (3, H, W) and a depth map with ``factor`` times fewer rows and
+    columns, ``image`` and ``depth_low`` (batch, 1, H/factor, W/factor) float32 in [0, 1].
+    ``kind="state"``: what a policy sees of its environment, ``observations`` (batch, ``features``) float32.
     ``tokenizer``: the text of a ``tokenizer.json`` that the task has made of its own texts, for models that have none;
     empty where it has made none.
     """
 
-    kind: Literal["text", "image", "sequence"]
+    kind: Literal["text", "image", "sequence", "state", "image_depth"]
     shape: tuple[int, ...] = ()
     max_length: int = 128
     tokenizer: str = field(default="", repr=False)
     vocabulary: int = 0
     features: int = 0
     pairs: bool = False
+    factor: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,12 @@ class Outputs:
     """What a task asks of a model.
 
     ``classes``: scores over ``size`` classes; ``regression``: ``size`` real values; ``text``: the continuation of a
-    prompt (``size`` is 0). ``words``: a word for each class, for text-to-text models. ``instruction``: the prompt such
-    a model reads first.
+    prompt (``size`` is 0). ``actions``: what a policy does, ``size`` real values in [-1, 1].
+    ``depth``: a depth map (batch, 1, H, W) with the image's rows and columns, in the measure of ``depth_low``.
+    ``words``: a word for each class, for text-to-text models. ``instruction``: the prompt such a model reads first.
     """
 
-    kind: Literal["classes", "regression", "text"]
+    kind: Literal["classes", "regression", "text", "actions", "depth"]
     size: int = 0
     words: tuple[str, ...] = ()
     instruction: str = ""
@@ -69,9 +75,9 @@ class Backbone(nn.Module):
     every method trains and none adapts. ``roles``: role (``query``, ``value``, ...) -> a pattern for the end of the
     names of the layers that play it, for ``target_modules``. ``tokenizer``: for text inputs, else None. ``reads``: how
     a batch reaches it: ``"pair"`` (one or two sentences, to an encoder or decoder with a head), ``"text_to_text"``,
-    ``"causal"`` (a prompt to be continued), ``"image"`` or ``"sequence"``. ``image``: what the weights were trained
-    with: ``mean`` and ``std`` of the channels for values in [0, 1], ``interpolation`` (``bilinear``, ``bicubic``),
-    ``size`` (height, width); None where nothing is known, as for random weights.
+    ``"causal"`` (a prompt to be continued), ``"image"``, ``"sequence"``, ``"state"`` or ``"depth"``. ``image``: what
+    the weights were trained with: ``mean`` and ``std`` of the channels for values in [0, 1], ``interpolation``
+    (``bilinear``, ``bicubic``), ``size`` (height, width); None where nothing is known, as for random weights.
 
     ``forward(batch)``: a batch as the task collates it -> (batch, size) scores or values in float32; of a causal model
     (batch, length, vocabulary) scores of the next token.
@@ -90,7 +96,7 @@ class Backbone(nn.Module):
         head: Sequence[str],
         roles: Mapping[str, str],
         tokenizer: Any = None,
-        reads: Literal["pair", "text_to_text", "causal", "image", "sequence"] = "pair",
+        reads: Literal["pair", "text_to_text", "causal", "image", "sequence", "state", "depth"] = "pair",
         image: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -169,6 +175,14 @@ class Backbone(nn.Module):
         """Of a causal model: the new tokens (batch, at most ``max_new_tokens``) int64 after the prompts of ``batch``.
 
         Prompts are padded on the left; behind the end of a row stands the padding token.
+        """
+        raise NotImplementedError
+
+    def act(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Of a policy: actions (n, a) float32 in [-1, 1] for ``observations`` (n, o) float32 as the task gives them.
+
+        Random numbers come from ``generator`` alone, which is on the CPU; an action depends on its own row and on the
+        row's place among n, so that an episode's actions do not depend on what runs beside it.
         """
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ def predict_split(backbone: Backbone, task: Task, split: str, precision: str) ->
 
     References of an unlabelled split are empty. Modes of the modules are restored afterwards.
     """
-    device = next(backbone.parameters()).device
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     predictions, labels, order = [], [], []

@@ -61,7 +61,9 @@ class Supervised(pl.LightningModule):
         self.batches_seen += 1
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss = self.task.loss(self.backbone, batch)
+        loss = self.method.objective(self.backbone, batch)
+        if loss is None:
+            loss = self.task.loss(self.backbone, batch)
         if (penalty := self.method.penalty(self.backbone)) is not None:
             loss = loss + penalty
         self.last_loss = loss.detach()

@@ -91,6 +91,10 @@ class Task(pl.LightningDataModule):
         """For each example of a split the number of the document that it is from; None where each is its own."""
         return None
 
+    def pictures(self, backbone: Backbone, folder: Path) -> dict[str, Path]:
+        """Pictures of what the reported weights do, written into ``folder`` at the end of a run: name -> file."""
+        return {}
+
     def write_submission(self, folder: Path, predictions: Mapping[str, np.ndarray]) -> list[str]:
         """Write predictions of the ``unlabelled`` splits in the leaderboard's format; the names of the files."""
         return []

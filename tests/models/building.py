@@ -29,6 +29,15 @@ HUB_CAUSAL = ["gemma2_9b", "gpt2_large", "gpt2_medium", "gpt2_small", "llama3_8b
 CAUSAL = [*HUB_CAUSAL, "smollm2_135m", "tiny_gpt2", "tiny_lm"]  # tested on their own: they write texts
 SEQUENCES = [  # tested on their own: they read long sequences
     *(f"{size}{name}" for name in ("lra_transformer", "s4", "s4_ptd", "s4d", "s5", "s5_ptd") for size in ("", "tiny_")),
+    *("s4d_inv", "s4d_lin"),
+]
+DEPTH = [  # test_depth_models.py
+    *("bicubic", "depth_unet", "joint_bilateral", "tiny_gdnet", "gdnet", "gdnet_base", "gdnet_depth", "gdnet_image"),
+    *("gdnet_no_detail", "gdnet_no_low_rank", "gdnet_rank16", "gdnet_rank4"),
+]
+POLICIES = [  # tests/oracles/test_diffusion.py, tests/tasks/test_d4rl.py
+    *("diffusion_policy", "mini_diffusion_policy", "mini_diffusion_policy_scratch", "tiny_diffusion_policy"),
+    "mlp_policy",
 ]
 SCRATCH = [f"llama_{size}" for size in ("130m", "1b3", "20m", "250m", "350m", "60m", "9m", "tiny")]  # test_llama.py
 KEPT = ["efficientnet_lite0", "mini_vit"]  # weights that the cache holds, fetched or made once

@@ -15,6 +15,7 @@ from lrx.models.base import Inputs, Outputs
 from tests.models.building import (
     CAUSAL,
     CLASSES,
+    DEPTH,
     HUB,
     HUB_IMAGES,
     IMAGE,
@@ -22,6 +23,7 @@ from tests.models.building import (
     NAMES,
     OFFLINE,
     PAIRS,
+    POLICIES,
     SCRATCH,
     SENTENCES,
     SEQUENCES,
@@ -39,7 +41,7 @@ from tests.models.building import (
 
 
 def test_the_tables_here_cover_every_model() -> None:
-    assert sorted(HUB + OFFLINE + HUB_IMAGES + KEPT + CAUSAL + SCRATCH + SEQUENCES) == NAMES
+    assert sorted(HUB + OFFLINE + HUB_IMAGES + KEPT + CAUSAL + SCRATCH + SEQUENCES + DEPTH + POLICIES) == NAMES
 
 
 @pytest.mark.parametrize("name", OFFLINE)
