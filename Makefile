@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 QUICK := results/quickstart
 # What `make tune`, `make reference` and `make tables` go through, with the trials for each method.
 BUDGETS := altlora_glue:5 adaptertune_transfer:5 lora_e2e:3 adaprelora_e2e:3 altlora_gsm8k:3 lora_sb_glue:3 \
-  dct_adamw_lm:3 switchlora_lm:3 lost_lm:3 noble_lm:3 muon_nesterov_lm:3
-SWEEPS := $(foreach pair,$(BUDGETS),$(firstword $(subst :, ,$(pair))))
+  dct_adamw_lm:3 switchlora_lm:3 lost_lm:3 noble_lm:3 gdnet_depth:3 muon_nesterov_lm:3 psec_d4rl:3 s4_lra:3
+# With the rates of another one.
+UNTUNED := ptd_lra ptd_robustness psec_shift
+SWEEPS := $(foreach pair,$(BUDGETS),$(firstword $(subst :, ,$(pair)))) $(UNTUNED)
 # Two test processes with one computing thread each use two cores best.
 export TOKENIZERS_PARALLELISM := false
 
@@ -61,7 +63,7 @@ benchmark: setup  ## step times, generation and image loading against plain loop
 	$(BIN)/python -m benchmarks.sweeps
 
 lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra mini --extra hub --extra tensorboard --extra slurm --extra dev --universal --python-version 3.11 --constraint constraints.txt \
+	uv pip compile pyproject.toml --extra mini --extra hub --extra tensorboard --extra rl --extra slurm --extra dev --universal --python-version 3.11 --constraint constraints.txt \
 	  --generate-hashes --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:  ## remove what was built; records and results stay

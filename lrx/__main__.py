@@ -276,6 +276,14 @@ def pretrain(
 
 
 @app.command()
+def skills(root: Root = Path("results")) -> None:
+    """List the stored skills of policies: name, task, kind, rank, parameters, run. method=psec uses them by name."""
+    from lrx import skills as library
+
+    library.show(root, _console())
+
+
+@app.command()
 def export(
     record: Annotated[str, typer.Argument(help="A record's path, or its run id below ROOT.", show_default=False)],
     form: Annotated[str, typer.Option("--format", help="peft or merged.")] = "peft",

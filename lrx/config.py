@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lrx import paths, registry, safety, slurm
+from lrx import paths, registry, safety, skills, slurm
 from lrx.results.record import RunRecord, Status
 from lrx.schema import Settings, validate
 
@@ -24,6 +24,7 @@ COSMETIC = (
     *("jobs", "fail_fast", "time_limit", "engine"),
 )
 COSMETIC_TRAINER = ("threads",)  # threads change the last digits at most; a record says how many there were
+COSMETIC_METHOD = ("library",)  # what the skills in it hold counts, not where they lie
 COSMETIC_TASK = ("data_dir", "workers")  # the data's content counts (its digest below), not the folder it lies in
 
 
@@ -107,6 +108,9 @@ def identity(settings: Settings) -> dict[str, Any]:
     if not settings.trial:
         del known["trial"]  # runs that are no trials keep the identity they had before there were any
     known["task"] = {key: value for key, value in known["task"].items() if key not in COSMETIC_TASK}
+    known["method"] = {key: value for key, value in known["method"].items() if key not in COSMETIC_METHOD}
+    if chosen := settings.method.get("skills"):
+        known["skills"] = skills.digests(chosen, settings.method.get("library"))
     if isinstance(known["task"].get("subset"), str | list):
         known["task"]["subset"] = subsets(settings)
     if settings.model.get("weights") == "local":

@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # One of each kind: with these a check of every method is in the fast tier, with the others in the slow one.
 USUAL = {"altlora", "full", "galore", "head", "lora", "lora_sb", "noble", "none", "peft", "pissa", "switchlora"}
 
+# Methods that refuse any model but a policy: tests/oracles/test_psec.py, tests/contract/test_everywhere.py.
+FOR_POLICIES = {"iql", "psec"}
+
 
 def each(names: Iterable[str]) -> list[Any]:
     """Parameters for a check of ``names`` that takes long."""

@@ -52,6 +52,25 @@ def check_nonnegative(key: str, value: float) -> None:
     require(0 <= value < math.inf, key, value, "must not be negative")
 
 
+def check_values(
+    critic_lr: float,
+    expectile: float,
+    temperature: float,
+    discount: float,
+    reward_factor: float,
+    soft: float,
+    hidden: int,
+) -> None:
+    """The options of methods that train values of an offline data set."""
+    for key, rate in (("critic_lr", critic_lr), ("reward_factor", reward_factor)):
+        require(0 < rate < math.inf, key, rate, "must be positive and finite")
+    require(0 < expectile < 1, "expectile", expectile, "an expectile lies in (0, 1)")
+    check_nonnegative("temperature", temperature)
+    check_beta("discount", discount)
+    require(0 < soft <= 1, "soft", soft, "the rate of an average lies in (0, 1]")
+    require(hidden >= 1, "hidden", hidden, "must be at least 1")
+
+
 def check_rest(rest_lr: float | None) -> None:
     """The rate of what a method with an optimizer for matrices trains besides them."""
     if rest_lr is not None:

@@ -20,7 +20,7 @@ from lrx.experiment import build_suite
 from lrx.methods.base import Method
 from lrx.results.record import read
 from lrx.training import assemble
-from tests.conftest import each
+from tests.conftest import FOR_POLICIES, each
 from tests.faults.forked import logged, run, small
 
 LENS = ["callbacks=lens", "callbacks.lens.every=3"]
@@ -226,7 +226,7 @@ def test_mistakes_are_one_line(cli, smoke, tmp_path, overrides: list[str], words
     assert not list(tmp_path.glob("records/*"))
 
 
-@pytest.mark.parametrize("name", each(name for name in registry.names("methods") if name not in {"head", "none"}))
+@pytest.mark.parametrize("name", each(sorted({*registry.names("methods")} - {"head", "none", *FOR_POLICIES})))
 def test_every_method_is_seen(name: str) -> None:
     """A method that keeps its update in a way of its own would show nothing: it must be one that the lens knows."""
     backbone, method = built(f"method={name}", "scale=smoke", "task.subset=sentiment")

@@ -17,11 +17,13 @@ from lrx.models.base import Backbone
 from lrx.nn.lowrank import lowrank_layers
 from lrx.nn.optim import state_bytes
 from lrx.nn.targets import find_targets
+from tests.conftest import FOR_POLICIES
 
 torch.set_num_threads(1)
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
 # All but the one that trains nothing.
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
+ALL = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
+NAMES = [name for name in ALL if name not in FOR_POLICIES]
 # Further cases: a name and options that change how a method works inside. Learning rates: see FAST.
 VARIANTS = {
     "altlora-joint": ("altlora", {"mode": "joint", "first": "B", "bias_correction": True}),
@@ -117,7 +119,7 @@ def batch_of(seed, size=16):
 
 
 def options_of(case, **overrides):
-    name, own = CASES[case]
+    name, own = CASES.get(case, (case, {}))
     options = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     assert options.pop("name") == name
     return name, options | own | overrides
@@ -176,7 +178,7 @@ def snapshot(backbone):
 every = pytest.mark.parametrize("case", sorted(CASES))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_yaml_is_the_constructor(name):
     keys = set(yaml.safe_load((CONF / f"{name}.yaml").read_text()))
     entry = registry.find("methods", name)
@@ -188,6 +190,7 @@ def test_yaml_is_the_constructor(name):
     assert {"lr", "weight_decay", "head_lr"} <= set(parameters)
     for fact in ("name", "version", "paper", "exact_at_init", "mergeable", "peft_form"):
         assert entry.attributes[fact] == getattr(cls, fact), f"{fact} must be a plain literal in the class body"
+    assert entry.attributes.get("for_policies", False) == cls.for_policies == (name in FOR_POLICIES)
     assert entry.attributes.get("trains_base", False) == cls.trains_base, "must be a plain literal in the class body"
     assert entry.doc
     assert entry.class_doc

@@ -17,10 +17,12 @@ import pytest
 from safetensors.torch import load_file
 
 from lrx.results.record import RunRecord, read
-from tests.conftest import ROOT
+from tests.conftest import FOR_POLICIES, ROOT
 
-# All but the one that takes no step.
-METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml") if path.stem != "none")
+# All but the one that takes no step, and those that refuse this model.
+METHODS = sorted(
+    path.stem for path in (ROOT / "conf" / "method").glob("*.yaml") if path.stem not in {"none", *FOR_POLICIES}
+)
 ADALORA = ["method.tuner=adalora", "+method.options.init_r=6", "+method.options.target_r=2"]
 
 
